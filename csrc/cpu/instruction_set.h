@@ -1,0 +1,17 @@
+// The instruction set that serves this process: the widest the machine has, or what SURM_KERNELS_ISA asks for.
+#pragma once
+
+#include "krylov.h"
+
+namespace surm::cpu {
+
+struct InstructionSet {
+  const char* name;
+  const KrylovKernels* krylov;
+  const KrylovDenseKernels* krylov_dense;
+};
+
+// Chosen at the first call. Throws std::runtime_error if SURM_KERNELS_ISA asks for what is not there.
+const InstructionSet& instruction_set();
+
+}  // namespace surm::cpu

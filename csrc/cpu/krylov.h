@@ -1,0 +1,50 @@
+// The CPU kernels of the block Krylov product as the torch glue sees them: raw pointers in, nothing of torch inside.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace surm::cpu {
+
+enum class StorageType { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+// Runs body(begin, end) over disjoint parts of 0 … count-1, at least `grain` items each, on any number of threads.
+using RangeBody = std::function<void(int64_t begin, int64_t end)>;
+using ParallelFor = std::function<void(int64_t count, int64_t grain, const RangeBody& body)>;
+
+// W(v) of M·b × K·b: block (p, q) is the f-circulant matrix with first column v[p, q], f = sign.
+struct KrylovShape {
+  int64_t groups;      // independent problems
+  int64_t tokens;      // rows of x in each
+  int64_t out_blocks;  // M
+  int64_t in_blocks;   // K
+  int64_t block;       // b
+  int sign;            // f: +1 or -1
+  bool transposed;     // the product is with Wᵀ: rows of M·b go in, rows of K·b come out
+};
+
+// Rows of a tensor (groups, tokens, width); the last dimension is contiguous, strides count elements.
+struct ConstRows {
+  const void* data = nullptr;
+  int64_t group_stride = 0;
+  int64_t row_stride = 0;
+};
+
+struct KrylovKernels {
+  // y = base + scale · x W(v)ᵀ; base.data may be null; v and y contiguous.
+  void (*matmul)(StorageType type, const KrylovShape& shape, ConstRows x, const void* v, ConstRows base, double scale,
+                 void* y, const ParallelFor& parallel);
+  // The gradients of scale · ⟨g, x W(v)ᵀ⟩: x_gradient (may be null, then v may be too) and v_gradient, contiguous.
+  void (*backward)(StorageType type, const KrylovShape& shape, ConstRows g, ConstRows x, const void* v, double scale,
+                   void* x_gradient, void* v_gradient, const ParallelFor& parallel);
+};
+
+struct KrylovDenseKernels {
+  // w (groups, M·b, K·b) = W(v); both contiguous. `transposed`, `tokens` of the shape are ignored.
+  void (*dense)(StorageType type, const KrylovShape& shape, const void* v, void* w, const ParallelFor& parallel);
+  // v (groups, M, K, b): the sums of w along the f-circulant diagonals of every block; both contiguous.
+  void (*adjoint)(StorageType type, const KrylovShape& shape, const void* w, void* v, const ParallelFor& parallel);
+};
+
+}  // namespace surm::cpu
