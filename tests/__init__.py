@@ -1,0 +1,1 @@
+"""Tests of surm_kernels; run them with `make test`."""

@@ -1,0 +1,33 @@
+"""What every test shares: seeds, poisoned memory, and hypothesis without deadlines or chance."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("surm_kernels", deadline=None, derandomize=True, max_examples=40, print_blob=True)
+settings.load_profile("surm_kernels")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Every new tensor starts as NaN, so that an entry nobody wrote shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

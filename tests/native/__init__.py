@@ -1,0 +1,1 @@
+"""Small C++ modules through which the tests look into csrc/, and the helper that builds them."""
