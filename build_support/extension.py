@@ -102,7 +102,8 @@ def plain_steps(target: Target) -> list[Step]:
     """Compile what is compiled once: the glue to torch (csrc/*.cpp), the plans, the choice of instruction set."""
     defines = [f"-DSURM_HAS_{name.upper()}=1" for name in target.instruction_sets]
     if target.cuda:
-        defines.append("-DSURM_WITH_CUDA=1")
+        architectures = " ".join(target.cuda.architectures)
+        defines += ["-DSURM_WITH_CUDA=1", f'-DSURM_CUDA_ARCHITECTURES="{architectures}"']
     glue = sources("csrc/*.cpp")
     rest = [*sources("csrc/plan/*.cpp"), *sources("csrc/cpu/*.cpp")]
     torch_flags = ("-isystem", str(target.torch / "include"), *TORCH_FLAGS)

@@ -11,36 +11,31 @@
 
 #include "cpu/instruction_set.h"
 #include "cpu/krylov.h"
+#include "glue.h"
 
 using surm::cpu::ConstRows;
 using surm::cpu::KrylovShape;
 using surm::cpu::StorageType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using namespace surm::glue;
 
 namespace {
 
 StorageType storage_type(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Double: return StorageType::kFloat64;
-    case ScalarType::Float: return StorageType::kFloat32;
-    case ScalarType::BFloat16: return StorageType::kBFloat16;
-    case ScalarType::Half: return StorageType::kFloat16;
-    default: STD_TORCH_CHECK(false, "surm_kernels: dtype must be float64, float32, bfloat16 or float16");
+    case ScalarType::Double:
+      return StorageType::kFloat64;
+    case ScalarType::Float:
+      return StorageType::kFloat32;
+    case ScalarType::BFloat16:
+      return StorageType::kBFloat16;
+    case ScalarType::Half:
+      return StorageType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "surm_kernels: dtype must be float64, float32, bfloat16 or float16");
   }
 }
-
-void check_tensor(const Tensor& tensor, const char* name, int64_t dimensions, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.dim() == dimensions, "surm_kernels: ", name, " must have ", dimensions, " dimensions, got ",
-                  tensor.dim());
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "surm_kernels: ", name, " has another dtype than the rest");
-}
-
-void check_size(const char* what, int64_t got, int64_t wanted) {
-  STD_TORCH_CHECK(got == wanted, "surm_kernels: ", what, " must be ", wanted, ", got ", got);
-}
-
-void check_sign(int64_t sign) { STD_TORCH_CHECK(sign == 1 || sign == -1, "surm_kernels: sign must be 1 or -1, got ", sign); }
 
 // Rows as the kernels read them: values of a row side by side, any stride between rows and groups.
 Tensor with_contiguous_rows(const Tensor& tensor) {
@@ -55,8 +50,6 @@ void parallel_for(int64_t count, int64_t grain, const surm::cpu::RangeBody& body
   if (count <= grain) return body(0, count);
   torch::stable::parallel_for(0, count, grain, body);
 }
-
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) { return torch::stable::new_empty(like, size); }
 
 KrylovShape shape_of(const Tensor& v, int64_t tokens, int64_t sign, bool transposed) {
   check_sign(sign);
@@ -82,8 +75,8 @@ Tensor krylov(const Tensor& x_in, const Tensor& v_in, const std::optional<Tensor
     base_rows = rows_of(base);
   }
   if (y.numel() > 0) {
-    surm::cpu::instruction_set().krylov->matmul(storage_type(x), shape, rows_of(x), v.const_data_ptr(), base_rows, scale,
-                                                y.mutable_data_ptr(), parallel_for);
+    surm::cpu::instruction_set().krylov->matmul(storage_type(x), shape, rows_of(x), v.const_data_ptr(), base_rows,
+                                                scale, y.mutable_data_ptr(), parallel_for);
   }
   return y;
 }
@@ -108,14 +101,15 @@ Tensor krylov_pullback(const Tensor& g, const Tensor& x, int64_t block, int64_t 
                   "surm_kernels: block must divide the last dimensions of g and x, got ", block);
   check_size("g.shape[0]", g.size(0), x.size(0));
   check_size("g.shape[1]", g.size(1), x.size(1));
-  const KrylovShape shape{x.size(0), x.size(1), g.size(2) / block, x.size(2) / block, block, static_cast<int>(sign), false};
+  const KrylovShape shape{x.size(0), x.size(1), g.size(2) / block, x.size(2) / block, block, static_cast<int>(sign),
+                          false};
   Tensor v_gradient = empty(x, {shape.groups, shape.out_blocks, shape.in_blocks, block});
   gradients(g, x, nullptr, shape, scale, nullptr, v_gradient);
   return v_gradient;
 }
 
-std::tuple<Tensor, Tensor> krylov_backward(const Tensor& g, const Tensor& x, const Tensor& v, int64_t sign, double scale,
-                                           bool transposed) {
+std::tuple<Tensor, Tensor> krylov_backward(const Tensor& g, const Tensor& x, const Tensor& v, int64_t sign,
+                                           double scale, bool transposed) {
   check_tensor(g, "g", 3, x);
   check_tensor(x, "x", 3, x);
   check_tensor(v, "v", 4, x);
@@ -147,7 +141,8 @@ Tensor krylov_dense_adjoint(const Tensor& w_in, int64_t block, int64_t sign) {
   check_tensor(w_in, "w", 3, w_in);
   STD_TORCH_CHECK(block > 0 && w_in.size(1) % block == 0 && w_in.size(2) % block == 0,
                   "surm_kernels: block must divide both sizes of w, got ", block);
-  const KrylovShape shape{w_in.size(0), 0, w_in.size(1) / block, w_in.size(2) / block, block, static_cast<int>(sign), false};
+  const KrylovShape shape{w_in.size(0),           0,    w_in.size(1) / block, w_in.size(2) / block, block,
+                          static_cast<int>(sign), false};
   const Tensor w = torch::stable::contiguous(w_in);
   Tensor v = empty(w, {shape.groups, shape.out_blocks, shape.in_blocks, block});
   if (v.numel() > 0) {
@@ -162,8 +157,7 @@ Tensor krylov_dense_adjoint(const Tensor& w_in, int64_t block, int64_t sign) {
 STABLE_TORCH_LIBRARY(surm_kernels, m) {
   m.def("krylov(Tensor x, Tensor v, Tensor? base, int sign, float scale, bool transposed) -> Tensor");
   m.def("krylov_pullback(Tensor g, Tensor x, SymInt block, int sign, float scale) -> Tensor");
-  m.def(
-      "krylov_backward(Tensor g, Tensor x, Tensor v, int sign, float scale, bool transposed) -> (Tensor, Tensor)");
+  m.def("krylov_backward(Tensor g, Tensor x, Tensor v, int sign, float scale, bool transposed) -> (Tensor, Tensor)");
   m.def("krylov_dense(Tensor v, int sign) -> Tensor");
   m.def("krylov_dense_adjoint(Tensor w, SymInt block, int sign) -> Tensor");
 }

@@ -8,13 +8,12 @@
 
 namespace surm::cpu {
 
-#define SURM_DECLARE_KERNELS(name)                     \
-  namespace name {                                     \
-  extern const KrylovKernels krylov_kernels;           \
+#define SURM_DECLARE_KERNELS(name)                      \
+  namespace name {                                      \
+  extern const KrylovKernels krylov_kernels;            \
   extern const KrylovDenseKernels krylov_dense_kernels; \
   }
-#define SURM_KERNELS_OF(name) \
-  { #name, &name::krylov_kernels, &name::krylov_dense_kernels }
+#define SURM_KERNELS_OF(name) {#name, &name::krylov_kernels, &name::krylov_dense_kernels}
 
 SURM_DECLARE_KERNELS(baseline)
 #if SURM_HAS_AVX2

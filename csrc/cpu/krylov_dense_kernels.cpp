@@ -1,6 +1,7 @@
 // The dense matrix of a block f-circulant and the sums along its diagonals, compiled once per instruction set.
 //
-// Both walk the 2b - 1 diagonals of a block laid out as d[b-1-i+j] = W[i, j], so that row i is b consecutive values of d.
+// Both walk the 2b - 1 diagonals of a block laid out as d[b-1-i+j] = W[i, j], so that row i is b consecutive values of
+// d.
 #include <algorithm>
 #include <vector>
 
@@ -60,14 +61,15 @@ void adjoint(const KrylovShape& shape, const Storage* w, Storage* v, const Paral
   const int64_t blocks = shape.groups * shape.out_blocks * K;
   const int64_t chunks = std::min<int64_t>(b, 16);
   std::vector<Scalar> sums(blocks * chunks * length, Scalar{0});
-  parallel(blocks * chunks, std::max<int64_t>(1, kValuesWorthAThread * chunks / (b * b)), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t block = item / chunks, chunk = item % chunks, row_block = block / K, q = block % K;
-      for (int64_t i = b * chunk / chunks; i < b * (chunk + 1) / chunks; ++i) {
-        add_row(w + (row_block * b + i) * K * b + q * b, b, sums.data() + item * length + (b - 1 - i));
-      }
-    }
-  });
+  parallel(blocks * chunks, std::max<int64_t>(1, kValuesWorthAThread * chunks / (b * b)),
+           [&](int64_t begin, int64_t end) {
+             for (int64_t item = begin; item < end; ++item) {
+               const int64_t block = item / chunks, chunk = item % chunks, row_block = block / K, q = block % K;
+               for (int64_t i = b * chunk / chunks; i < b * (chunk + 1) / chunks; ++i) {
+                 add_row(w + (row_block * b + i) * K * b + q * b, b, sums.data() + item * length + (b - 1 - i));
+               }
+             }
+           });
   parallel(blocks, std::max<int64_t>(1, kValuesWorthAThread / (chunks * length)), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       Scalar* total = sums.data() + block * chunks * length;

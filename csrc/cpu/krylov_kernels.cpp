@@ -3,11 +3,10 @@
 // A unit of work is a batch of packed rows (two tokens each). One input and one output block: the spectrum stays in
 // registers between the ways in and out (transform.h). More blocks: every input block is transformed once, products are
 // summed in the frequency domain, and one inverse runs per output block.
-#include "krylov.h"
-
 #include <mutex>
 #include <unordered_map>
 
+#include "krylov.h"
 #include "rows.h"
 #include "transform.h"
 
@@ -110,8 +109,13 @@ class KrylovProduct {
         C* chunk_sums = sums.data() + item * blocks * spectrum_;
         std::memset(static_cast<void*>(chunk_sums), 0, blocks * spectrum_ * sizeof(C));
         poisoned[item] = 0;
-        Pullback pullback{rows_of(g, group, rows_), rows_of(x, group, columns_), nullptr, nullptr,
-                          static_cast<Scalar>(scale), chunk_sums, &poisoned[item]};
+        Pullback pullback{rows_of(g, group, rows_),
+                          rows_of(x, group, columns_),
+                          nullptr,
+                          nullptr,
+                          static_cast<Scalar>(scale),
+                          chunk_sums,
+                          &poisoned[item]};
         if (x_gradient != nullptr) {
           pullback.factors = factors.data() + group * blocks * spectrum_;
           pullback.x_gradient = x_gradient + group * shape_.tokens * columns_ * shape_.block;
@@ -161,7 +165,8 @@ class KrylovProduct {
     constexpr int64_t kMostChunks = 128, kTokensInChunk = 64, kBytes = 4 << 20;
     const int64_t bytes = rows_ * columns_ * spectrum_ * static_cast<int64_t>(sizeof(C));
     const int64_t affordable = std::max<int64_t>(4, kBytes / bytes);
-    const int64_t wanted = std::min({units_, kMostChunks, affordable, (shape_.tokens + kTokensInChunk - 1) / kTokensInChunk});
+    const int64_t wanted =
+        std::min({units_, kMostChunks, affordable, (shape_.tokens + kTokensInChunk - 1) / kTokensInChunk});
     return std::max<int64_t>(1, wanted);
   }
 
@@ -170,7 +175,8 @@ class KrylovProduct {
     return {static_cast<const Storage*>(rows.data) + group * rows.group_stride, rows.row_stride};
   }
 
-  // ---- parameters -----------------------------------------------------------------------------------------------------
+  // ---- parameters
+  // -----------------------------------------------------------------------------------------------------
 
   // v' with W(v)ᵀ = W(v'): element j of v' is element source(j) of v, times f unless j = 0.
   Scalar parameter(const Scalar* v, int64_t j, bool reversed) const {
@@ -211,7 +217,8 @@ class KrylovProduct {
           const V value = load_as<V>(wide + k * L) * inverse_length;
           z[k] = twisted_ ? C{value * t_.twist()[2 * k], value * t_.twist()[2 * k + 1]} : C{value, V{}};
         }
-        for (int pair = 1; pair < pairs_; ++pair) std::memcpy(static_cast<void*>(z + pair * vectors), z, vectors * sizeof(C));
+        for (int pair = 1; pair < pairs_; ++pair)
+          std::memcpy(static_cast<void*>(z + pair * vectors), z, vectors * sizeof(C));
         ToSpectrum<Scalar> work{t_, z, spectra.data() + item * spectrum_};
         descend(t_, work, 0, 0, pairs_);
       }
@@ -220,31 +227,32 @@ class KrylovProduct {
   }
 
   // v̄ from the chunks' spectra: a fixed tree of sums, one inverse transform a block, and what embed() did undone.
-  void finish_parameter_gradient(C* sums, const char* poisoned, int64_t chunks, double scale, Storage* v_gradient) const {
+  void finish_parameter_gradient(C* sums, const char* poisoned, int64_t chunks, double scale,
+                                 Storage* v_gradient) const {
     const int64_t n = shape_.block, N = t_.plan().length, blocks = rows_ * columns_, vectors = t_.vectors();
     parallel_(shape_.groups * blocks, std::max<int64_t>(1, 16 * 1024 / (chunks * spectrum_ * L)),
               [&](int64_t begin, int64_t end) {
-      C* z;
-      Scalar *wide, *narrow;
-      Scratch::take(Scratch::Request<C>{&z, pairs_ * vectors}, Scratch::Request<Scalar>{&wide, N},
-                    Scratch::Request<Scalar>{&narrow, n + L});
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t group = item / blocks, i = item / columns_ % rows_, j = item % columns_;
-        C* spectrum = sums + (group * chunks * blocks + item % blocks) * spectrum_;
-        bool finite = true;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) finite = finite && !poisoned[group * chunks + chunk];
-        add_chunks(spectrum, chunks, blocks * spectrum_);
-        FromSpectrum<Scalar> work{t_, z, spectrum};
-        descend(t_, work, 0, 0, pairs_);
-        gather_gradient(z, static_cast<Scalar>(scale / static_cast<double>(N)), wide);
-        unembed(wide, finite, narrow);
-        const int64_t block = shape_.transposed ? j * rows_ + i : i * columns_ + j;
-        Storage* out = v_gradient + (group * blocks + block) * n;
-        for (int64_t k = 0; k < n; k += L) {
-          store_partial(out + k, load_as<V>(narrow + k), static_cast<int>(std::min<int64_t>(L, n - k)));
-        }
-      }
-    });
+                C* z;
+                Scalar *wide, *narrow;
+                Scratch::take(Scratch::Request<C>{&z, pairs_ * vectors}, Scratch::Request<Scalar>{&wide, N},
+                              Scratch::Request<Scalar>{&narrow, n + L});
+                for (int64_t item = begin; item < end; ++item) {
+                  const int64_t group = item / blocks, i = item / columns_ % rows_, j = item % columns_;
+                  C* spectrum = sums + (group * chunks * blocks + item % blocks) * spectrum_;
+                  bool finite = true;
+                  for (int64_t chunk = 0; chunk < chunks; ++chunk) finite = finite && !poisoned[group * chunks + chunk];
+                  add_chunks(spectrum, chunks, blocks * spectrum_);
+                  FromSpectrum<Scalar> work{t_, z, spectrum};
+                  descend(t_, work, 0, 0, pairs_);
+                  gather_gradient(z, static_cast<Scalar>(scale / static_cast<double>(N)), wide);
+                  unembed(wide, finite, narrow);
+                  const int64_t block = shape_.transposed ? j * rows_ + i : i * columns_ + j;
+                  Storage* out = v_gradient + (group * blocks + block) * n;
+                  for (int64_t k = 0; k < n; k += L) {
+                    store_partial(out + k, load_as<V>(narrow + k), static_cast<int>(std::min<int64_t>(L, n - k)));
+                  }
+                }
+              });
   }
 
   void add_chunks(C* first, int64_t chunks, int64_t distance) const {
@@ -273,11 +281,13 @@ class KrylovProduct {
       Scalar value = wide[j];
       if (N != n && j > 0) value += shape_.sign * wide[N - n + j];
       const bool mirrored = shape_.transposed && j > 0;
-      v[mirrored ? n - j : j] = finite ? (mirrored ? shape_.sign * value : value) : std::numeric_limits<Scalar>::quiet_NaN();
+      v[mirrored ? n - j : j] =
+          finite ? (mirrored ? shape_.sign * value : value) : std::numeric_limits<Scalar>::quiet_NaN();
     }
   }
 
-  // ---- rows -----------------------------------------------------------------------------------------------------------
+  // ---- rows
+  // -----------------------------------------------------------------------------------------------------------
 
   // The pairs of a unit, with the scales of their rows.
   void find_pairs(const Rows& rows, int64_t unit, int64_t width, const Storage* zeros, Pair* pairs) const {
@@ -304,7 +314,8 @@ class KrylovProduct {
   }
 
   // Writes block `block` of both rows; `width` is the number of values in a row of `out`.
-  void store(const Pair& pair, int64_t block, int64_t width, const C* z, Scalar scale, const Rows& base, Storage* out) const {
+  void store(const Pair& pair, int64_t block, int64_t width, const C* z, Scalar scale, const Rows& base,
+             Storage* out) const {
     const int64_t n = shape_.block, offset = block * n;
     for (int i = 0; i < 2; ++i) {
       const int64_t token = pair.token + i;
@@ -331,7 +342,8 @@ class KrylovProduct {
     }
   }
 
-  // ---- one block ------------------------------------------------------------------------------------------------------
+  // ---- one block
+  // ------------------------------------------------------------------------------------------------------
 
   void single_matmul(int64_t unit, const Rows& x, const C* factor, const Rows& base, Scalar scale, Storage* y) const {
     const int64_t n = shape_.block, vectors = t_.vectors();
@@ -377,7 +389,8 @@ class KrylovProduct {
     }
   }
 
-  // ---- blocks ---------------------------------------------------------------------------------------------------------
+  // ---- blocks
+  // ---------------------------------------------------------------------------------------------------------
 
   // Spectra of `blocks` blocks of the pairs of a unit, (blocks, batches, spectrum).
   void to_spectra(const Pair* pairs, int64_t blocks, const Storage* zeros, C* z, C* spectra) const {
@@ -411,8 +424,8 @@ class KrylovProduct {
   }
 
   // Products of the spectra of a unit with `out` rows of factors, back to rows and stored.
-  void from_spectra(const Pair* pairs, const C* factors, const C* in, int64_t in_blocks, int64_t out_blocks, Scalar scale,
-                    const Rows& base, C* z, C* total, Storage* out) const {
+  void from_spectra(const Pair* pairs, const C* factors, const C* in, int64_t in_blocks, int64_t out_blocks,
+                    Scalar scale, const Rows& base, C* z, C* total, Storage* out) const {
     const int64_t vectors = t_.vectors();
     for (int64_t block = 0; block < out_blocks; ++block) {
       const C* factor = factors + block * in_blocks * spectrum_;
@@ -434,7 +447,8 @@ class KrylovProduct {
     C *z, *in, *total;
     Pair* pairs;
     Storage* zeros;
-    Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()}, Scratch::Request<C>{&in, columns_ * batches_ * spectrum_},
+    Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()},
+                  Scratch::Request<C>{&in, columns_ * batches_ * spectrum_},
                   Scratch::Request<C>{&total, batches_ * spectrum_}, Scratch::Request<Pair>{&pairs, batches_ * pairs_},
                   Scratch::Request<Storage>{&zeros, shape_.block});
     std::memset(static_cast<void*>(zeros), 0, shape_.block * sizeof(Storage));
@@ -501,7 +515,8 @@ class KrylovProduct {
     to_spectra(x, columns_, zeros, z, x_hat);
     add_all_products(g_hat, x_hat, pullback.sums);
     if (pullback.factors == nullptr) return;
-    from_spectra(g, pullback.factors, g_hat, rows_, columns_, pullback.scale, Rows{nullptr, 0}, z, total, pullback.x_gradient);
+    from_spectra(g, pullback.factors, g_hat, rows_, columns_, pullback.scale, Rows{nullptr, 0}, z, total,
+                 pullback.x_gradient);
   }
 
   const KrylovShape& shape_;
@@ -517,8 +532,8 @@ class KrylovProduct {
   int64_t units_ = 0;
 };
 
-void matmul(StorageType type, const KrylovShape& shape, ConstRows x, const void* v, ConstRows base, double scale, void* y,
-            const ParallelFor& parallel) {
+void matmul(StorageType type, const KrylovShape& shape, ConstRows x, const void* v, ConstRows base, double scale,
+            void* y, const ParallelFor& parallel) {
   with_storage(type, [&](auto tag) {
     using Storage = decltype(tag);
     KrylovProduct<Storage>(shape, parallel)

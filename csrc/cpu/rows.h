@@ -15,8 +15,8 @@ namespace surm::cpu::SURM_INSTRUCTION_SET {
 
 template <class Scalar>
 struct RowScale {
-  Scalar in = 0;       // multiplies the row going in
-  Scalar out = 0;      // 1 / in; 0 for a row of zeros
+  Scalar in = 0;   // multiplies the row going in
+  Scalar out = 0;  // 1 / in; 0 for a row of zeros
   bool finite = true;
 };
 
@@ -56,7 +56,8 @@ ComputeType<Storage> value_of_bits(typename StorageTraits<Storage>::Bits bits) {
 template <class Scalar>
 Scalar power_of_two(int exponent) {
   using Bits = typename StorageTraits<Scalar>::Bits;
-  constexpr int kMantissa = std::numeric_limits<Scalar>::digits - 1, kBias = std::numeric_limits<Scalar>::max_exponent - 1;
+  constexpr int kMantissa = std::numeric_limits<Scalar>::digits - 1,
+                kBias = std::numeric_limits<Scalar>::max_exponent - 1;
   return bit_cast<Scalar>(static_cast<Bits>(static_cast<Bits>(exponent + kBias) << kMantissa));
 }
 
@@ -64,7 +65,8 @@ template <class Storage>
 RowScale<ComputeType<Storage>> scale_of_row(const Storage* row, int64_t n) {
   using Scalar = ComputeType<Storage>;
   using Bits = typename StorageTraits<Scalar>::Bits;
-  constexpr int kMantissa = std::numeric_limits<Scalar>::digits - 1, kBias = std::numeric_limits<Scalar>::max_exponent - 1;
+  constexpr int kMantissa = std::numeric_limits<Scalar>::digits - 1,
+                kBias = std::numeric_limits<Scalar>::max_exponent - 1;
   const Scalar largest = value_of_bits<Storage>(largest_magnitude(row, n));
   RowScale<Scalar> scale;
   if (largest == 0) return scale;
@@ -115,8 +117,7 @@ void store_row(const Transform<ComputeType<Storage>>& transform, const Complex<V
   const int64_t n = transform.plan().size, full = n / L;
   const Vector<Scalar>* twist = transform.twist();
   const auto part = [&](int64_t j) {
-    const Complex<Vector<Scalar>> value =
-        kTwisted ? multiply<true>(z[j], twist[2 * j], twist[2 * j + 1]) : z[j];
+    const Complex<Vector<Scalar>> value = kTwisted ? multiply<true>(z[j], twist[2 * j], twist[2 * j + 1]) : z[j];
     return (kPart == 0 ? value.re : value.im) * factor;
   };
   for (int64_t j = 0; j < full; ++j) {

@@ -63,9 +63,9 @@ class Transform {
   }
 
   const Plan& plan() const { return plan_; }
-  int64_t vectors() const { return plan_.length / L; }        // of a packed row
-  int pairs() const { return pairs_; }                        // packed rows transformed together
-  int64_t spectrum_vectors() const { return tiles_ * L; }     // of `pairs` packed rows
+  int64_t vectors() const { return plan_.length / L; }                          // of a packed row
+  int pairs() const { return pairs_; }                                          // packed rows transformed together
+  int64_t spectrum_vectors() const { return tiles_ * L; }                       // of `pairs` packed rows
   const V* twist() const { return reinterpret_cast<const V*>(twist_.data()); }  // exp(iπ j/n), re and im
 
   const V* twiddles(size_t stage) const { return reinterpret_cast<const V*>(twiddles_.data() + starts_[stage]); }
@@ -191,19 +191,32 @@ void run_stage(const Transform<Scalar>& transform, size_t stage, Complex<Vector<
   const int64_t stride = transform.plan().stages[stage].stride / kLanes<Scalar>;
   const Vector<Scalar>* w = transform.twiddles(stage);
   switch (radix) {
-    case 2: return run_stage<2, kInverse, Scalar>(z, blocks, stride, w);
-    case 3: return run_stage<3, kInverse, Scalar>(z, blocks, stride, w);
-    case 4: return run_stage<4, kInverse, Scalar>(z, blocks, stride, w);
-    case 5: return run_stage<5, kInverse, Scalar>(z, blocks, stride, w);
-    case 6: return run_stage<6, kInverse, Scalar>(z, blocks, stride, w);
-    case 7: return run_stage<7, kInverse, Scalar>(z, blocks, stride, w);
-    case 8: return run_stage<8, kInverse, Scalar>(z, blocks, stride, w);
-    case 9: return run_stage<9, kInverse, Scalar>(z, blocks, stride, w);
-    case 11: return run_stage<11, kInverse, Scalar>(z, blocks, stride, w);
-    case 12: return run_stage<12, kInverse, Scalar>(z, blocks, stride, w);
-    case 13: return run_stage<13, kInverse, Scalar>(z, blocks, stride, w);
-    case 16: return run_stage<16, kInverse, Scalar>(z, blocks, stride, w);
-    default: return run_generic_stage<kInverse>(radix, z, blocks, stride, w, transform.generic_turns(stage));
+    case 2:
+      return run_stage<2, kInverse, Scalar>(z, blocks, stride, w);
+    case 3:
+      return run_stage<3, kInverse, Scalar>(z, blocks, stride, w);
+    case 4:
+      return run_stage<4, kInverse, Scalar>(z, blocks, stride, w);
+    case 5:
+      return run_stage<5, kInverse, Scalar>(z, blocks, stride, w);
+    case 6:
+      return run_stage<6, kInverse, Scalar>(z, blocks, stride, w);
+    case 7:
+      return run_stage<7, kInverse, Scalar>(z, blocks, stride, w);
+    case 8:
+      return run_stage<8, kInverse, Scalar>(z, blocks, stride, w);
+    case 9:
+      return run_stage<9, kInverse, Scalar>(z, blocks, stride, w);
+    case 11:
+      return run_stage<11, kInverse, Scalar>(z, blocks, stride, w);
+    case 12:
+      return run_stage<12, kInverse, Scalar>(z, blocks, stride, w);
+    case 13:
+      return run_stage<13, kInverse, Scalar>(z, blocks, stride, w);
+    case 16:
+      return run_stage<16, kInverse, Scalar>(z, blocks, stride, w);
+    default:
+      return run_generic_stage<kInverse>(radix, z, blocks, stride, w, transform.generic_turns(stage));
   }
 }
 
@@ -292,7 +305,9 @@ struct ToSpectrum {
   C* z;
   C* spectrum;
 
-  void stage_in(size_t stage, int64_t offset, int64_t blocks) { run_stage<false>(transform, stage, z + offset, blocks); }
+  void stage_in(size_t stage, int64_t offset, int64_t blocks) {
+    run_stage<false>(transform, stage, z + offset, blocks);
+  }
   void stage_out(size_t, int64_t, int64_t) {}
   void middle(int64_t offset, int64_t count) {
     constexpr int L = kLanes<Scalar>;
@@ -309,7 +324,9 @@ struct FromSpectrum {
   const C* spectrum;
 
   void stage_in(size_t, int64_t, int64_t) {}
-  void stage_out(size_t stage, int64_t offset, int64_t blocks) { run_stage<true>(transform, stage, z + offset, blocks); }
+  void stage_out(size_t stage, int64_t offset, int64_t blocks) {
+    run_stage<true>(transform, stage, z + offset, blocks);
+  }
   void middle(int64_t offset, int64_t count) {
     constexpr int L = kLanes<Scalar>;
     for (int64_t v = 0; v < count; v += L, spectrum += L) {
@@ -330,8 +347,12 @@ struct Product {
   const C* factor;
   Prefetch prefetch;
 
-  void stage_in(size_t stage, int64_t offset, int64_t blocks) { run_stage<false>(transform, stage, z + offset, blocks); }
-  void stage_out(size_t stage, int64_t offset, int64_t blocks) { run_stage<true>(transform, stage, z + offset, blocks); }
+  void stage_in(size_t stage, int64_t offset, int64_t blocks) {
+    run_stage<false>(transform, stage, z + offset, blocks);
+  }
+  void stage_out(size_t stage, int64_t offset, int64_t blocks) {
+    run_stage<true>(transform, stage, z + offset, blocks);
+  }
   void middle(int64_t offset, int64_t count) {
     constexpr int L = kLanes<Scalar>;
     for (int64_t v = 0; v < count; v += L, factor += L) {

@@ -66,10 +66,14 @@ using ComputeType = typename StorageTraits<Storage>::Scalar;
 template <class Body>
 void with_storage(StorageType type, const Body& body) {
   switch (type) {
-    case StorageType::kFloat64: return body(double{});
-    case StorageType::kFloat32: return body(float{});
-    case StorageType::kBFloat16: return body(BFloat16{});
-    case StorageType::kFloat16: return body(Float16{});
+    case StorageType::kFloat64:
+      return body(double{});
+    case StorageType::kFloat32:
+      return body(float{});
+    case StorageType::kBFloat16:
+      return body(BFloat16{});
+    case StorageType::kFloat16:
+      return body(Float16{});
   }
 }
 

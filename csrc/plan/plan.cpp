@@ -14,8 +14,8 @@ struct RadixCost {
   int radix;
   double cost;
 };
-constexpr RadixCost kCosts[] = {{2, 8.5},  {3, 11.5}, {4, 11},   {5, 15}, {6, 15},   {7, 19}, {8, 14},
-                                {9, 19.5}, {11, 26},  {12, 18}, {13, 29}, {16, 19}};
+constexpr RadixCost kCosts[] = {{2, 8.5}, {3, 11.5}, {4, 11},  {5, 15},  {6, 15},  {7, 19},
+                                {8, 14},  {9, 19.5}, {11, 26}, {12, 18}, {13, 29}, {16, 19}};
 
 double generic_cost(int radix) { return 12 + 1.3 * radix; }
 
