@@ -17,6 +17,8 @@
 #define SURM_UNROLL _Pragma("GCC unroll 64")
 #endif
 
+#define SURM_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace surm {
 
 // The arithmetic type of one lane.

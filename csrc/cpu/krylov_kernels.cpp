@@ -86,7 +86,7 @@ class KrylovProduct {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t group = item / units_;
         const C* group_factors = factors.data() + group * rows_ * columns_ * spectrum_;
-        const Rows in = rows_of(x, group, columns_), add = rows_of(base, group, rows_);
+        const Rows in = rows_of(x, group), add = rows_of(base, group);
         Storage* out = y + group * shape_.tokens * rows_ * shape_.block;
         if (single()) {
           single_matmul(item % units_, in, group_factors, add, static_cast<Scalar>(scale), out);
@@ -109,13 +109,8 @@ class KrylovProduct {
         C* chunk_sums = sums.data() + item * blocks * spectrum_;
         std::memset(static_cast<void*>(chunk_sums), 0, blocks * spectrum_ * sizeof(C));
         poisoned[item] = 0;
-        Pullback pullback{rows_of(g, group, rows_),
-                          rows_of(x, group, columns_),
-                          nullptr,
-                          nullptr,
-                          static_cast<Scalar>(scale),
-                          chunk_sums,
-                          &poisoned[item]};
+        Pullback pullback{rows_of(g, group),          rows_of(x, group), nullptr,        nullptr,
+                          static_cast<Scalar>(scale), chunk_sums,        &poisoned[item]};
         if (x_gradient != nullptr) {
           pullback.factors = factors.data() + group * blocks * spectrum_;
           pullback.x_gradient = x_gradient + group * shape_.tokens * columns_ * shape_.block;
@@ -170,7 +165,7 @@ class KrylovProduct {
     return std::max<int64_t>(1, wanted);
   }
 
-  Rows rows_of(const ConstRows& rows, int64_t group, int64_t) const {
+  static Rows rows_of(const ConstRows& rows, int64_t group) {
     if (rows.data == nullptr) return {nullptr, 0};
     return {static_cast<const Storage*>(rows.data) + group * rows.group_stride, rows.row_stride};
   }
@@ -219,7 +214,8 @@ class KrylovProduct {
         }
         for (int pair = 1; pair < pairs_; ++pair)
           std::memcpy(static_cast<void*>(z + pair * vectors), z, vectors * sizeof(C));
-        ToSpectrum<Scalar> work{t_, z, spectra.data() + item * spectrum_};
+        Prefetch nothing;
+        ToSpectrum<Scalar> work{t_, z, spectra.data() + item * spectrum_, nothing};
         descend(t_, work, 0, 0, pairs_);
       }
     });
@@ -242,7 +238,8 @@ class KrylovProduct {
                   bool finite = true;
                   for (int64_t chunk = 0; chunk < chunks; ++chunk) finite = finite && !poisoned[group * chunks + chunk];
                   add_chunks(spectrum, chunks, blocks * spectrum_);
-                  FromSpectrum<Scalar> work{t_, z, spectrum};
+                  Prefetch nothing;
+                  FromSpectrum<Scalar> work{t_, z, spectrum, nothing};
                   descend(t_, work, 0, 0, pairs_);
                   gather_gradient(z, static_cast<Scalar>(scale / static_cast<double>(N)), wide);
                   unembed(wide, finite, narrow);
@@ -302,10 +299,10 @@ class KrylovProduct {
   }
 
   // The rows of a unit, if they lie one behind the other.
-  void prefetch_rows(Prefetch& prefetch, const Rows& rows, int64_t unit, int64_t width, bool written) const {
+  void prefetch_rows(Prefetch& prefetch, const Rows& rows, int64_t unit, int64_t width) const {
     const int64_t first = unit * unit_tokens_, tokens = std::min(unit_tokens_, shape_.tokens - first);
     if (rows.stride != width || tokens <= 0) return;
-    prefetch.add(rows.at(first), tokens * width * sizeof(Storage), spectrum_ / L, written);
+    prefetch.add(rows.at(first), tokens * width * sizeof(Storage));
   }
 
   void load(const Pair& pair, int64_t offset, const Storage* zeros, C* z) const {
@@ -355,9 +352,10 @@ class KrylovProduct {
     std::memset(static_cast<void*>(zeros), 0, n * sizeof(Storage));
     find_pairs(x, unit, n, zeros, pairs);
     for (int p = 0; p < pairs_; ++p) load(pairs[p], 0, zeros, z + p * vectors);
-    Product<Scalar> work{t_, z, factor, {}};
-    prefetch_rows(work.prefetch, x, unit + 1, n, false);
-    prefetch_rows(work.prefetch, Rows{y, n}, unit, n, true);
+    Prefetch prefetch;
+    prefetch_rows(prefetch, Rows{y, n}, unit, n);
+    prefetch_rows(prefetch, x, unit + 1, n);
+    Product<Scalar> work{t_, z, factor, prefetch};
     descend(t_, work, 0, 0, pairs_);
     for (int p = 0; p < pairs_; ++p) store(pairs[p], 0, n, z + p * vectors, scale, base, y);
   }
@@ -378,10 +376,11 @@ class KrylovProduct {
       load(g[p], 0, zeros, g_row + p * vectors);
       load(x[p], 0, zeros, x_row + p * vectors);
     }
-    ProductPullback<Scalar> work{t_, g_row, x_row, pullback.factors, pullback.sums, {}};
-    prefetch_rows(work.prefetch, pullback.g, unit + 1, n, false);
-    prefetch_rows(work.prefetch, pullback.x, unit + 1, n, false);
-    if (pullback.factors != nullptr) prefetch_rows(work.prefetch, Rows{pullback.x_gradient, n}, unit, n, true);
+    Prefetch prefetch;
+    if (pullback.factors != nullptr) prefetch_rows(prefetch, Rows{pullback.x_gradient, n}, unit, n);
+    prefetch_rows(prefetch, pullback.g, unit + 1, n);
+    prefetch_rows(prefetch, pullback.x, unit + 1, n);
+    ProductPullback<Scalar> work{t_, g_row, x_row, pullback.factors, pullback.sums, prefetch};
     descend(t_, work, 0, 0, pairs_);
     if (pullback.factors == nullptr) return;
     for (int p = 0; p < pairs_; ++p) {
@@ -393,14 +392,14 @@ class KrylovProduct {
   // ---------------------------------------------------------------------------------------------------------
 
   // Spectra of `blocks` blocks of the pairs of a unit, (blocks, batches, spectrum).
-  void to_spectra(const Pair* pairs, int64_t blocks, const Storage* zeros, C* z, C* spectra) const {
+  void to_spectra(const Pair* pairs, int64_t blocks, const Storage* zeros, Prefetch& prefetch, C* z, C* spectra) const {
     const int64_t vectors = t_.vectors();
     for (int64_t block = 0; block < blocks; ++block) {
       for (int64_t batch = 0; batch < batches_; ++batch, spectra += spectrum_) {
         for (int p = 0; p < pairs_; ++p) {
           load(pairs[batch * pairs_ + p], block * shape_.block, zeros, z + p * vectors);
         }
-        ToSpectrum<Scalar> work{t_, z, spectra};
+        ToSpectrum<Scalar> work{t_, z, spectra, prefetch};
         descend(t_, work, 0, 0, pairs_);
       }
     }
@@ -425,7 +424,7 @@ class KrylovProduct {
 
   // Products of the spectra of a unit with `out` rows of factors, back to rows and stored.
   void from_spectra(const Pair* pairs, const C* factors, const C* in, int64_t in_blocks, int64_t out_blocks,
-                    Scalar scale, const Rows& base, C* z, C* total, Storage* out) const {
+                    Scalar scale, const Rows& base, Prefetch& prefetch, C* z, C* total, Storage* out) const {
     const int64_t vectors = t_.vectors();
     for (int64_t block = 0; block < out_blocks; ++block) {
       const C* factor = factors + block * in_blocks * spectrum_;
@@ -433,7 +432,7 @@ class KrylovProduct {
       if (batches_ == 2) sum_products<2>(factor, in, in_blocks, total);
       if (batches_ == 1) sum_products<1>(factor, in, in_blocks, total);
       for (int64_t batch = 0; batch < batches_; ++batch) {
-        FromSpectrum<Scalar> work{t_, z, total + batch * spectrum_};
+        FromSpectrum<Scalar> work{t_, z, total + batch * spectrum_, prefetch};
         descend(t_, work, 0, 0, pairs_);
         for (int p = 0; p < pairs_; ++p) {
           store(pairs[batch * pairs_ + p], block, out_blocks * shape_.block, z + p * vectors, scale, base, out);
@@ -453,8 +452,11 @@ class KrylovProduct {
                   Scratch::Request<Storage>{&zeros, shape_.block});
     std::memset(static_cast<void*>(zeros), 0, shape_.block * sizeof(Storage));
     find_pairs(x, unit, width, zeros, pairs);
-    to_spectra(pairs, columns_, zeros, z, in);
-    from_spectra(pairs, factors, in, columns_, rows_, scale, base, z, total, y);
+    Prefetch prefetch;
+    prefetch_rows(prefetch, Rows{y, rows_ * shape_.block}, unit, rows_ * shape_.block);
+    prefetch_rows(prefetch, x, unit + 1, width);
+    to_spectra(pairs, columns_, zeros, prefetch, z, in);
+    from_spectra(pairs, factors, in, columns_, rows_, scale, base, prefetch, z, total, y);
   }
 
   // sums[i, j] += Σ_batch ĝ[i, batch] ∘ conj(x̂[j, batch]) for a patch of kRows × kColumns blocks.
@@ -511,11 +513,14 @@ class KrylovProduct {
     find_pairs(pullback.g, unit, rows_ * shape_.block, zeros, g);
     find_pairs(pullback.x, unit, columns_ * shape_.block, zeros, x);
     balance(g, x, pullback.poisoned);
-    to_spectra(g, rows_, zeros, z, g_hat);
-    to_spectra(x, columns_, zeros, z, x_hat);
+    Prefetch prefetch;
+    prefetch_rows(prefetch, pullback.g, unit + 1, rows_ * shape_.block);
+    prefetch_rows(prefetch, pullback.x, unit + 1, columns_ * shape_.block);
+    to_spectra(g, rows_, zeros, prefetch, z, g_hat);
+    to_spectra(x, columns_, zeros, prefetch, z, x_hat);
     add_all_products(g_hat, x_hat, pullback.sums);
     if (pullback.factors == nullptr) return;
-    from_spectra(g, pullback.factors, g_hat, rows_, columns_, pullback.scale, Rows{nullptr, 0}, z, total,
+    from_spectra(g, pullback.factors, g_hat, rows_, columns_, pullback.scale, Rows{nullptr, 0}, prefetch, z, total,
                  pullback.x_gradient);
   }
 

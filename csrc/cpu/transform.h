@@ -2,8 +2,8 @@
 //
 // A packed row is x1 + i·x2 for two real rows, stored as length/L complex vectors, L consecutive elements in the lanes
 // (twiddle factors are vectors, and a row of 4096 floats lives in 32 KiB of L1). After the stages every vector holds an
-// independent transform of length L; L of them form a tile that is transposed in registers and finished by a radix-L
-// butterfly: the spectrum exists tile by tile. Work on the spectrum happens right there, before the way back.
+// independent transform of length L, and a few of them form a tile that is finished in registers: the spectrum exists
+// tile by tile. Work on the spectrum happens right there, before the way back.
 #pragma once
 
 #include <algorithm>
@@ -37,6 +37,10 @@ class Buffer {
   std::unique_ptr<Element, Free> data_;
 };
 
+// Vectors whose lanes are transformed together, in registers: one per 128-bit block, or one per lane of a block.
+template <class Scalar>
+constexpr int kTile = kBlocks<Scalar> > kBlockLanes<Scalar> ? kBlocks<Scalar> : kBlockLanes<Scalar>;
+
 // A plan with its factors laid out for this instruction set.
 template <class Scalar>
 class Transform {
@@ -56,9 +60,9 @@ class Transform {
     }
     make_generic_turns();
     make_twist();
-    // A register tile wants L vectors; short rows are taken several pairs at a time to fill it.
+    // A tile wants kTile vectors; short rows are taken several pairs at a time to fill it.
     const int64_t in_row = vectors();
-    while (pairs_ < L && in_row < 4 * L && in_row * pairs_ % L != 0) pairs_ *= 2;
+    while (pairs_ < kTile<Scalar> && in_row < 8 * kTile<Scalar> && in_row * pairs_ % kTile<Scalar> != 0) pairs_ *= 2;
     tiles_ = count_tiles(0, pairs_);
   }
 
@@ -72,7 +76,7 @@ class Transform {
   const Scalar* generic_turns(size_t stage) const { return turns_.data() + stage * 2 * kLargestRadix; }
 
   // A block above this size is split depth first, so that its parts stay in L1.
-  static constexpr int64_t kCacheVectors = 32 * 1024 / static_cast<int64_t>(sizeof(C));
+  static constexpr int64_t kCacheVectors = 24 * 1024 / static_cast<int64_t>(sizeof(C));
 
  private:
   void make_generic_turns() {
@@ -120,7 +124,7 @@ void descend(const Transform<Scalar>& transform, Work& work, size_t stage, int64
   const int64_t stride = stages[stage].stride / L;
   const int radix = stages[stage].radix;
   work.stage_in(stage, offset, blocks);
-  if (blocks * radix * stride > Transform<Scalar>::kCacheVectors && stride >= L) {
+  if (blocks * radix * stride > Transform<Scalar>::kCacheVectors && stride >= kTile<Scalar>) {
     for (int64_t k = 0; k < blocks * radix; ++k) descend(transform, work, stage + 1, offset + k * stride, 1);
   } else {
     descend(transform, work, stage + 1, offset, blocks * radix);
@@ -134,20 +138,49 @@ int64_t Transform<Scalar>::count_tiles(size_t stage, int64_t blocks) const {
     int64_t tiles = 0;
     void stage_in(size_t, int64_t, int64_t) {}
     void stage_out(size_t, int64_t, int64_t) {}
-    void middle(int64_t, int64_t count) { tiles += (count + L - 1) / L; }
+    void middle(int64_t, int64_t count) { tiles += (count + kTile<Scalar> - 1) / kTile<Scalar>; }
   } counter;
   descend(*this, counter, stage, 0, blocks);
   return counter.tiles;
 }
 
+// Memory that will be needed soon, asked for a few lines at every step of a walk: L1 has buffers for few lines under
+// way, and a longer burst would stall.
+class Prefetch {
+ public:
+  void add(const void* from, int64_t bytes) {
+    streams_[count_++] = {static_cast<const char*>(from), static_cast<const char*>(from) + bytes};
+  }
+
+  // The streams take turns.
+  SURM_INLINE void step() {
+    Stream& stream = streams_[turn_];
+    turn_ = turn_ + 1 < count_ ? turn_ + 1 : 0;
+    if (stream.at >= stream.end) return;
+    SURM_UNROLL
+    for (int line = 0; line < kLines; ++line) __builtin_prefetch(stream.at + 64 * line, 0, 2);
+    stream.at += 64 * kLines;
+  }
+
+ private:
+  static constexpr int kLines = 8;
+  struct Stream {
+    const char *at = nullptr, *end = nullptr;
+  };
+  Stream streams_[3];
+  int count_ = 0, turn_ = 0;
+};
+
 // ---- stages ---------------------------------------------------------------------------------------------------------
 
 template <int R, bool kInverse, class Scalar>
-void run_stage(Complex<Vector<Scalar>>* z, int64_t blocks, int64_t stride, const Vector<Scalar>* twiddles) {
+void run_stage(Complex<Vector<Scalar>>* z, int64_t blocks, int64_t stride, const Vector<Scalar>* twiddles,
+               Prefetch& prefetch) {
   for (int64_t block = 0; block < blocks; ++block, z += R * stride) {
     const Vector<Scalar>* w = twiddles;
     for (int64_t j = 0; j < stride; ++j, w += 2 * (R - 1)) {
       Complex<Vector<Scalar>> u[R];
+      prefetch.step();
       u[0] = z[j];
       SURM_UNROLL
       for (int k = 1; k < R; ++k) {
@@ -166,11 +199,12 @@ void run_stage(Complex<Vector<Scalar>>* z, int64_t blocks, int64_t stride, const
 
 template <bool kInverse, class Scalar>
 void run_generic_stage(int radix, Complex<Vector<Scalar>>* z, int64_t blocks, int64_t stride,
-                       const Vector<Scalar>* twiddles, const Scalar* turns) {
+                       const Vector<Scalar>* twiddles, const Scalar* turns, Prefetch& prefetch) {
   for (int64_t block = 0; block < blocks; ++block, z += radix * stride) {
     const Vector<Scalar>* w = twiddles;
     for (int64_t j = 0; j < stride; ++j, w += 2 * (radix - 1)) {
       Complex<Vector<Scalar>> u[kLargestRadix];
+      prefetch.step();
       u[0] = z[j];
       for (int k = 1; k < radix; ++k) {
         u[k] = z[j + k * stride];
@@ -186,114 +220,155 @@ void run_generic_stage(int radix, Complex<Vector<Scalar>>* z, int64_t blocks, in
 }
 
 template <bool kInverse, class Scalar>
-void run_stage(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t blocks) {
+void run_stage(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t blocks,
+               Prefetch& prefetch) {
   const int radix = transform.plan().stages[stage].radix;
   const int64_t stride = transform.plan().stages[stage].stride / kLanes<Scalar>;
   const Vector<Scalar>* w = transform.twiddles(stage);
   switch (radix) {
     case 2:
-      return run_stage<2, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<2, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 3:
-      return run_stage<3, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<3, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 4:
-      return run_stage<4, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<4, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 5:
-      return run_stage<5, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<5, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 6:
-      return run_stage<6, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<6, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 7:
-      return run_stage<7, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<7, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 8:
-      return run_stage<8, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<8, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 9:
-      return run_stage<9, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<9, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 11:
-      return run_stage<11, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<11, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 12:
-      return run_stage<12, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<12, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 13:
-      return run_stage<13, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<13, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     case 16:
-      return run_stage<16, kInverse, Scalar>(z, blocks, stride, w);
+      return run_stage<16, kInverse, Scalar>(z, blocks, stride, w, prefetch);
     default:
-      return run_generic_stage<kInverse>(radix, z, blocks, stride, w, transform.generic_turns(stage));
+      return run_generic_stage<kInverse>(radix, z, blocks, stride, w, transform.generic_turns(stage), prefetch);
   }
 }
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 
-// `count` <= L vectors, each an independent transform of length L, to their spectrum: output k holds frequency k of
-// transform j in lane j.
+// A tile is kTile vectors, each an independent transform of length L = blocks × block lanes. Radix `blocks` runs
+// between the 128-bit blocks, radix `block lanes` inside them, each after a transposition that brings its inputs into
+// the same lane of different vectors. kTile vectors fit the registers with room for the arithmetic. w^(jk) for lane j
+// of a block: the twiddles between the two radices.
 template <class Scalar>
-SURM_INLINE void tile_forward(const Complex<Vector<Scalar>>* z, int64_t count, Complex<Vector<Scalar>>* u) {
-  constexpr int L = kLanes<Scalar>;
-  Vector<Scalar> re[L], im[L];
-  if (count >= L) {
-    SURM_UNROLL
-    for (int k = 0; k < L; ++k) re[k] = z[k].re;
-    transpose<Scalar>(re);
-    SURM_UNROLL
-    for (int k = 0; k < L; ++k) im[k] = z[k].im;
-    transpose<Scalar>(im);
-  } else {
-    for (int k = 0; k < L; ++k) {
-      re[k] = k < count ? z[k].re : Vector<Scalar>{};
-      im[k] = k < count ? z[k].im : Vector<Scalar>{};
-    }
-    transpose<Scalar>(re);
-    transpose<Scalar>(im);
-  }
-  SURM_UNROLL
-  for (int k = 0; k < L; ++k) u[k] = {re[k], im[k]};
-  Butterfly<L, false>::apply(u);
-}
-
-template <class Scalar>
-SURM_INLINE void tile_inverse(Complex<Vector<Scalar>>* u, int64_t count, Complex<Vector<Scalar>>* z) {
-  constexpr int L = kLanes<Scalar>;
-  Butterfly<L, true>::apply(u);
-  Vector<Scalar> re[L], im[L];
-  SURM_UNROLL
-  for (int k = 0; k < L; ++k) re[k] = u[k].re;
-  SURM_UNROLL
-  for (int k = 0; k < L; ++k) im[k] = u[k].im;
-  transpose<Scalar>(re);
-  transpose<Scalar>(im);
-  if (count >= L) {
-    SURM_UNROLL
-    for (int k = 0; k < L; ++k) z[k] = {re[k], im[k]};
-  } else {
-    for (int64_t k = 0; k < count; ++k) z[k] = {re[k], im[k]};
-  }
-}
-
-// Memory the next unit will need, asked for a little at every tile, so that it arrives while this unit computes.
-class Prefetch {
- public:
-  // `bytes` from `from` on, in `tiles` equal parts; `written`: the lines will be overwritten.
-  void add(const void* from, int64_t bytes, int64_t tiles, bool written) {
-    const char* at = static_cast<const char*>(from);
-    streams_[count_++] = {at, at + bytes, (bytes + tiles - 1) / tiles, written};
-  }
-  void step() {
-    for (int i = 0; i < count_; ++i) {
-      Stream& stream = streams_[i];
-      const char* end = std::min(stream.end, stream.at + stream.step);
-      for (; stream.at < end; stream.at += 64) {
-        stream.written ? __builtin_prefetch(stream.at, 1, 2) : __builtin_prefetch(stream.at, 0, 2);
+struct TileTwiddles {
+  alignas(64) Scalar re[kBlocks<Scalar>][kLanes<Scalar>] = {};
+  alignas(64) Scalar im[kBlocks<Scalar>][kLanes<Scalar>] = {};
+  constexpr TileTwiddles() {
+    for (int k = 0; k < kBlocks<Scalar>; ++k) {
+      for (int lane = 0; lane < kLanes<Scalar>; ++lane) {
+        const int phase = lane % kBlockLanes<Scalar> * k;
+        re[k][lane] = static_cast<Scalar>(surm::detail::turn_cos(phase, kLanes<Scalar>));
+        im[k][lane] = static_cast<Scalar>(-surm::detail::turn_sin(phase, kLanes<Scalar>));
       }
     }
   }
-
- private:
-  struct Stream {
-    const char *at, *end;
-    int64_t step;
-    bool written;
-  };
-  Stream streams_[3];
-  int count_ = 0;
 };
+template <class Scalar>
+constexpr TileTwiddles<Scalar> kTileTwiddles{};
+
+// One radix over a tile: groups of R vectors, whose parts are `together`.
+template <int R, bool kInverse, class Scalar>
+SURM_INLINE void tile_butterflies(Vector<Scalar>* re, Vector<Scalar>* im) {
+  SURM_UNROLL
+  for (int first = 0; first < kTile<Scalar>; first += R) {
+    Complex<Vector<Scalar>> u[R];
+    SURM_UNROLL
+    for (int k = 0; k < R; ++k) u[k] = {re[first + k], im[first + k]};
+    Butterfly<R, kInverse>::apply(u);
+    SURM_UNROLL
+    for (int k = 0; k < R; ++k) re[first + k] = u[k].re, im[first + k] = u[k].im;
+  }
+}
+
+template <bool kInverse, class Scalar>
+SURM_INLINE void tile_twiddles(Vector<Scalar>* re, Vector<Scalar>* im) {
+  SURM_UNROLL
+  for (int v = 0; v < kTile<Scalar>; ++v) {
+    const int k = v % kBlocks<Scalar>;
+    if (k == 0) continue;
+    const Complex<Vector<Scalar>> turned =
+        multiply<kInverse>(Complex<Vector<Scalar>>{re[v], im[v]}, load_as<Vector<Scalar>>(kTileTwiddles<Scalar>.re[k]),
+                           load_as<Vector<Scalar>>(kTileTwiddles<Scalar>.im[k]));
+    re[v] = turned.re, im[v] = turned.im;
+  }
+}
+
+template <class Scalar, class Transpose>
+SURM_INLINE void tile_transpose(Vector<Scalar>* re, Vector<Scalar>* im, int group, const Transpose& transpose) {
+  SURM_UNROLL
+  for (int first = 0; first < kTile<Scalar>; first += group) {
+    transpose(re + first);
+    transpose(im + first);
+  }
+}
+
+// A tile of vectors to its spectrum.
+template <class Scalar>
+SURM_INLINE void tile_forward(const Complex<Vector<Scalar>>* z, Complex<Vector<Scalar>>* u) {
+  constexpr int T = kTile<Scalar>;
+  Vector<Scalar> re[T], im[T];
+  SURM_UNROLL
+  for (int k = 0; k < T; ++k) re[k] = z[k].re, im[k] = z[k].im;
+  if constexpr (kBlocks<Scalar> > 1) {
+    tile_transpose<Scalar>(re, im, kBlocks<Scalar>, transpose_blocks<Scalar>);
+    tile_butterflies<kBlocks<Scalar>, false, Scalar>(re, im);
+    tile_twiddles<false, Scalar>(re, im);
+  }
+  tile_transpose<Scalar>(re, im, kBlockLanes<Scalar>, transpose_in_blocks<Scalar>);
+  tile_butterflies<kBlockLanes<Scalar>, false, Scalar>(re, im);
+  SURM_UNROLL
+  for (int k = 0; k < T; ++k) u[k] = {re[k], im[k]};
+}
+
+// The way back.
+template <class Scalar>
+SURM_INLINE void tile_inverse(const Complex<Vector<Scalar>>* u, Complex<Vector<Scalar>>* z) {
+  constexpr int T = kTile<Scalar>;
+  Vector<Scalar> re[T], im[T];
+  SURM_UNROLL
+  for (int k = 0; k < T; ++k) re[k] = u[k].re, im[k] = u[k].im;
+  tile_butterflies<kBlockLanes<Scalar>, true, Scalar>(re, im);
+  tile_transpose<Scalar>(re, im, kBlockLanes<Scalar>, transpose_in_blocks<Scalar>);
+  if constexpr (kBlocks<Scalar> > 1) {
+    tile_twiddles<true, Scalar>(re, im);
+    tile_butterflies<kBlocks<Scalar>, true, Scalar>(re, im);
+    tile_transpose<Scalar>(re, im, kBlocks<Scalar>, transpose_blocks<Scalar>);
+  }
+  SURM_UNROLL
+  for (int k = 0; k < T; ++k) z[k] = {re[k], im[k]};
+}
+
+// Calls body(z…) for every tile of `count` vectors of one or more rows; the last, if not full, on copies filled up with
+// zeros.
+template <class Scalar, class Body, class... Rows>
+SURM_INLINE void for_each_tile(int64_t count, const Body& body, Rows*... z) {
+  constexpr int T = kTile<Scalar>;
+  for (; count >= T; count -= T) {
+    body(z...);
+    ((z += T), ...);
+  }
+  if (count == 0) return;
+  struct Padded {
+    Complex<Vector<Scalar>> tile[T] = {};
+    Complex<Vector<Scalar>>* row;
+    int64_t count;
+    Padded(Complex<Vector<Scalar>>* z, int64_t n) : row(z), count(n) { std::copy(z, z + n, tile); }
+    ~Padded() { std::copy(tile, tile + count, row); }
+  };
+  body(Padded(z, count).tile...);
+}
 
 // ---- works ----------------------------------------------------------------------------------------------------------
 
@@ -304,14 +379,19 @@ struct ToSpectrum {
   const Transform<Scalar>& transform;
   C* z;
   C* spectrum;
+  Prefetch& prefetch;
 
   void stage_in(size_t stage, int64_t offset, int64_t blocks) {
-    run_stage<false>(transform, stage, z + offset, blocks);
+    run_stage<false>(transform, stage, z + offset, blocks, prefetch);
   }
   void stage_out(size_t, int64_t, int64_t) {}
   void middle(int64_t offset, int64_t count) {
-    constexpr int L = kLanes<Scalar>;
-    for (int64_t v = 0; v < count; v += L, spectrum += L) tile_forward<Scalar>(z + offset + v, count - v, spectrum);
+    const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
+      prefetch.step();
+      tile_forward<Scalar>(row, spectrum);
+      spectrum += kTile<Scalar>;
+    };
+    for_each_tile<Scalar>(count, tile, z + offset);
   }
 };
 
@@ -322,19 +402,19 @@ struct FromSpectrum {
   const Transform<Scalar>& transform;
   C* z;
   const C* spectrum;
+  Prefetch& prefetch;
 
   void stage_in(size_t, int64_t, int64_t) {}
   void stage_out(size_t stage, int64_t offset, int64_t blocks) {
-    run_stage<true>(transform, stage, z + offset, blocks);
+    run_stage<true>(transform, stage, z + offset, blocks, prefetch);
   }
   void middle(int64_t offset, int64_t count) {
-    constexpr int L = kLanes<Scalar>;
-    for (int64_t v = 0; v < count; v += L, spectrum += L) {
-      C u[L];
-      SURM_UNROLL
-      for (int k = 0; k < L; ++k) u[k] = spectrum[k];
-      tile_inverse<Scalar>(u, count - v, z + offset + v);
-    }
+    const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
+      prefetch.step();
+      tile_inverse<Scalar>(spectrum, row);
+      spectrum += kTile<Scalar>;
+    };
+    for_each_tile<Scalar>(count, tile, z + offset);
   }
 };
 
@@ -345,24 +425,26 @@ struct Product {
   const Transform<Scalar>& transform;
   C* z;
   const C* factor;
-  Prefetch prefetch;
+  Prefetch& prefetch;
 
   void stage_in(size_t stage, int64_t offset, int64_t blocks) {
-    run_stage<false>(transform, stage, z + offset, blocks);
+    run_stage<false>(transform, stage, z + offset, blocks, prefetch);
   }
   void stage_out(size_t stage, int64_t offset, int64_t blocks) {
-    run_stage<true>(transform, stage, z + offset, blocks);
+    run_stage<true>(transform, stage, z + offset, blocks, prefetch);
   }
   void middle(int64_t offset, int64_t count) {
-    constexpr int L = kLanes<Scalar>;
-    for (int64_t v = 0; v < count; v += L, factor += L) {
-      C u[L];
+    constexpr int T = kTile<Scalar>;
+    const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
       prefetch.step();
-      tile_forward<Scalar>(z + offset + v, count - v, u);
+      C u[T];
+      tile_forward<Scalar>(row, u);
       SURM_UNROLL
-      for (int k = 0; k < L; ++k) u[k] = multiply<false>(u[k], factor[k].re, factor[k].im);
-      tile_inverse<Scalar>(u, count - v, z + offset + v);
-    }
+      for (int k = 0; k < T; ++k) u[k] = multiply<false>(u[k], factor[k].re, factor[k].im);
+      tile_inverse<Scalar>(u, row);
+      factor += T;
+    };
+    for_each_tile<Scalar>(count, tile, z + offset);
   }
 };
 
@@ -375,30 +457,32 @@ struct ProductPullback {
   C* x;
   const C* factor;
   C* sum;
-  Prefetch prefetch;
+  Prefetch& prefetch;
 
   void stage_in(size_t stage, int64_t offset, int64_t blocks) {
-    run_stage<false>(transform, stage, x + offset, blocks);
-    run_stage<false>(transform, stage, g + offset, blocks);
+    run_stage<false>(transform, stage, x + offset, blocks, prefetch);
+    run_stage<false>(transform, stage, g + offset, blocks, prefetch);
   }
   void stage_out(size_t stage, int64_t offset, int64_t blocks) {
-    if (factor != nullptr) run_stage<true>(transform, stage, g + offset, blocks);
+    if (factor != nullptr) run_stage<true>(transform, stage, g + offset, blocks, prefetch);
   }
   void middle(int64_t offset, int64_t count) {
-    constexpr int L = kLanes<Scalar>;
-    for (int64_t v = 0; v < count; v += L, sum += L) {
-      C x_hat[L], u[L];
+    constexpr int T = kTile<Scalar>;
+    const auto tile = [&](C* g_row, C* x_row) SURM_INLINE_LAMBDA {
       prefetch.step();
-      tile_forward<Scalar>(x + offset + v, count - v, x_hat);
-      tile_forward<Scalar>(g + offset + v, count - v, u);
+      C x_hat[T], u[T];
+      tile_forward<Scalar>(x_row, x_hat);
+      tile_forward<Scalar>(g_row, u);
       SURM_UNROLL
-      for (int k = 0; k < L; ++k) sum[k] = sum[k] + multiply<true>(u[k], x_hat[k].re, x_hat[k].im);
-      if (factor == nullptr) continue;
+      for (int k = 0; k < T; ++k) sum[k] = sum[k] + multiply<true>(u[k], x_hat[k].re, x_hat[k].im);
+      sum += T;
+      if (factor == nullptr) return;
       SURM_UNROLL
-      for (int k = 0; k < L; ++k) u[k] = multiply<false>(u[k], factor[k].re, factor[k].im);
-      tile_inverse<Scalar>(u, count - v, g + offset + v);
-      factor += L;
-    }
+      for (int k = 0; k < T; ++k) u[k] = multiply<false>(u[k], factor[k].re, factor[k].im);
+      tile_inverse<Scalar>(u, g_row);
+      factor += T;
+    };
+    for_each_tile<Scalar>(count, tile, g + offset, x + offset);
   }
 };
 

@@ -220,48 +220,49 @@ SURM_INLINE Vec gather_blocks(const Vec& a, const Vec& b, std::integer_sequence<
 
 }  // namespace detail
 
-// Transposes an L × L tile held as L vectors: log2 L rounds of L one-instruction shuffles.
+// Lanes in a 128-bit block, and blocks in a vector.
 template <class Scalar>
-SURM_INLINE void transpose(Vector<Scalar>* v) {
-  constexpr int L = kLanes<Scalar>, E = 16 / static_cast<int>(sizeof(Scalar)), kBlocks = L / E;
-  using Indices = std::make_integer_sequence<int, L>;
-  Vector<Scalar> t[L];
-  // Inside 128-bit blocks: t[g·E + c] holds, in block l, column l·E + c of the rows g·E … g·E+E-1.
-  SURM_UNROLL
-  for (int g = 0; g < L; g += E) {
-    if constexpr (E == 2) {
-      t[g] = detail::interleave<1, false>(v[g], v[g + 1], Indices{});
-      t[g + 1] = detail::interleave<1, true>(v[g], v[g + 1], Indices{});
-    } else {
-      const auto low01 = detail::interleave<1, false>(v[g], v[g + 1], Indices{});
-      const auto high01 = detail::interleave<1, true>(v[g], v[g + 1], Indices{});
-      const auto low23 = detail::interleave<1, false>(v[g + 2], v[g + 3], Indices{});
-      const auto high23 = detail::interleave<1, true>(v[g + 2], v[g + 3], Indices{});
-      t[g] = detail::interleave<2, false>(low01, low23, Indices{});
-      t[g + 1] = detail::interleave<2, true>(low01, low23, Indices{});
-      t[g + 2] = detail::interleave<2, false>(high01, high23, Indices{});
-      t[g + 3] = detail::interleave<2, true>(high01, high23, Indices{});
-    }
+constexpr int kBlockLanes = 16 / static_cast<int>(sizeof(Scalar));
+template <class Scalar>
+constexpr int kBlocks = kLanes<Scalar> / kBlockLanes<Scalar>;
+
+// Exchanges the blocks of kBlocks vectors: block l of v[g] becomes block g of v[l]. Its own inverse.
+template <class Scalar>
+SURM_INLINE void transpose_blocks(Vector<Scalar>* v) {
+  using Indices = std::make_integer_sequence<int, kLanes<Scalar>>;
+  if constexpr (kBlocks<Scalar> == 2) {
+    const auto a = detail::gather_blocks<false>(v[0], v[1], Indices{});
+    const auto b = detail::gather_blocks<true>(v[0], v[1], Indices{});
+    v[0] = a, v[1] = b;
+  } else if constexpr (kBlocks<Scalar> == 4) {
+    const auto even01 = detail::gather_blocks<false>(v[0], v[1], Indices{});
+    const auto odd01 = detail::gather_blocks<true>(v[0], v[1], Indices{});
+    const auto even23 = detail::gather_blocks<false>(v[2], v[3], Indices{});
+    const auto odd23 = detail::gather_blocks<true>(v[2], v[3], Indices{});
+    v[0] = detail::gather_blocks<false>(even01, even23, Indices{});
+    v[2] = detail::gather_blocks<true>(even01, even23, Indices{});
+    v[1] = detail::gather_blocks<false>(odd01, odd23, Indices{});
+    v[3] = detail::gather_blocks<true>(odd01, odd23, Indices{});
   }
-  // Across blocks: column l·E + c collects block l of t[g·E + c] for all g.
-  SURM_UNROLL
-  for (int c = 0; c < E; ++c) {
-    if constexpr (kBlocks == 1) {
-      v[c] = t[c];
-    } else if constexpr (kBlocks == 2) {
-      v[c] = detail::gather_blocks<false>(t[c], t[E + c], Indices{});
-      v[E + c] = detail::gather_blocks<true>(t[c], t[E + c], Indices{});
-    } else {
-      static_assert(kBlocks == 4, "vectors are 16, 32 or 64 bytes");
-      const auto even01 = detail::gather_blocks<false>(t[c], t[E + c], Indices{});
-      const auto odd01 = detail::gather_blocks<true>(t[c], t[E + c], Indices{});
-      const auto even23 = detail::gather_blocks<false>(t[2 * E + c], t[3 * E + c], Indices{});
-      const auto odd23 = detail::gather_blocks<true>(t[2 * E + c], t[3 * E + c], Indices{});
-      v[c] = detail::gather_blocks<false>(even01, even23, Indices{});
-      v[2 * E + c] = detail::gather_blocks<true>(even01, even23, Indices{});
-      v[E + c] = detail::gather_blocks<false>(odd01, odd23, Indices{});
-      v[3 * E + c] = detail::gather_blocks<true>(odd01, odd23, Indices{});
-    }
+}
+
+// Transposes inside every block of kBlockLanes vectors: lane j of v[k] becomes lane k of v[j]. Its own inverse.
+template <class Scalar>
+SURM_INLINE void transpose_in_blocks(Vector<Scalar>* v) {
+  using Indices = std::make_integer_sequence<int, kLanes<Scalar>>;
+  if constexpr (kBlockLanes<Scalar> == 2) {
+    const auto a = detail::interleave<1, false>(v[0], v[1], Indices{});
+    const auto b = detail::interleave<1, true>(v[0], v[1], Indices{});
+    v[0] = a, v[1] = b;
+  } else {
+    const auto low01 = detail::interleave<1, false>(v[0], v[1], Indices{});
+    const auto high01 = detail::interleave<1, true>(v[0], v[1], Indices{});
+    const auto low23 = detail::interleave<1, false>(v[2], v[3], Indices{});
+    const auto high23 = detail::interleave<1, true>(v[2], v[3], Indices{});
+    v[0] = detail::interleave<2, false>(low01, low23, Indices{});
+    v[1] = detail::interleave<2, true>(low01, low23, Indices{});
+    v[2] = detail::interleave<2, false>(high01, high23, Indices{});
+    v[3] = detail::interleave<2, true>(high01, high23, Indices{});
   }
 }
 
