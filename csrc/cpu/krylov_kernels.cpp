@@ -62,6 +62,7 @@ class KrylovProduct {
   using V = Vector<Scalar>;
   using C = Complex<V>;
   static constexpr int L = kLanes<Scalar>;
+  static constexpr bool kStoredAsComputed = std::is_same<Storage, Scalar>::value;
 
  public:
   KrylovProduct(const KrylovShape& shape, const ParallelFor& parallel)
@@ -72,8 +73,12 @@ class KrylovProduct {
         rows_(shape.transposed ? shape.in_blocks : shape.out_blocks),
         columns_(shape.transposed ? shape.out_blocks : shape.in_blocks),
         twisted_(shape.sign < 0 && !t_.plan().embedded()),
+        direct_(!twisted_ && !t_.plan().embedded() && !t_.plan().stages.empty() &&
+                has_butterfly(t_.plan().stages[0].radix)),
         spectrum_(t_.spectrum_vectors()),
-        pairs_(t_.pairs()) {
+        pairs_(t_.pairs()),
+        zeros_(shape.block) {
+    std::memset(static_cast<void*>(zeros_.data()), 0, shape.block * sizeof(Storage));
     const int64_t bytes = (rows_ + columns_) * spectrum_ * static_cast<int64_t>(sizeof(C));
     if (!single()) batches_ = bytes <= 512 * 1024 ? 4 : bytes <= 1024 * 1024 ? 2 : 1;
     unit_tokens_ = 2 * pairs_ * batches_;
@@ -215,7 +220,7 @@ class KrylovProduct {
         for (int pair = 1; pair < pairs_; ++pair)
           std::memcpy(static_cast<void*>(z + pair * vectors), z, vectors * sizeof(C));
         Prefetch nothing;
-        ToSpectrum<Scalar> work{t_, z, spectra.data() + item * spectrum_, nothing};
+        ToSpectrum<Scalar> work{t_, z, nullptr, spectra.data() + item * spectrum_, nothing};
         descend(t_, work, 0, 0, pairs_);
       }
     });
@@ -239,7 +244,7 @@ class KrylovProduct {
                   for (int64_t chunk = 0; chunk < chunks; ++chunk) finite = finite && !poisoned[group * chunks + chunk];
                   add_chunks(spectrum, chunks, blocks * spectrum_);
                   Prefetch nothing;
-                  FromSpectrum<Scalar> work{t_, z, spectrum, nothing};
+                  FromSpectrum<Scalar> work{t_, z, nullptr, spectrum, nothing};
                   descend(t_, work, 0, 0, pairs_);
                   gather_gradient(z, static_cast<Scalar>(scale / static_cast<double>(N)), wide);
                   unembed(wide, finite, narrow);
@@ -287,13 +292,13 @@ class KrylovProduct {
   // -----------------------------------------------------------------------------------------------------------
 
   // The pairs of a unit, with the scales of their rows.
-  void find_pairs(const Rows& rows, int64_t unit, int64_t width, const Storage* zeros, Pair* pairs) const {
+  void find_pairs(const Rows& rows, int64_t unit, int64_t width, Pair* pairs) const {
     for (int64_t k = 0; k < unit_tokens_; ++k) {
       const int64_t token = unit * unit_tokens_ + k;
       Pair& pair = pairs[k / 2];
       if (k % 2 == 0) pair.token = token;
       const bool there = token < shape_.tokens;
-      pair.row[k % 2] = there ? rows.at(token) : zeros;
+      pair.row[k % 2] = there ? rows.at(token) : nullptr;
       pair.scale[k % 2] = there ? scale_of_row(rows.at(token), width) : RowScale<Scalar>{};
     }
   }
@@ -305,26 +310,70 @@ class KrylovProduct {
     prefetch.add(rows.at(first), tokens * width * sizeof(Storage));
   }
 
-  void load(const Pair& pair, int64_t offset, const Storage* zeros, C* z) const {
-    const auto row = [&](int i) { return pair.row[i] != zeros && pair.scale[i].finite ? pair.row[i] + offset : zeros; };
-    load_pair(t_, row(0), row(1), pair.scale[0].in, pair.scale[1].in, twisted_, z);
+  // The rows of a batch at `offset`, for the first stage to read, or already in z where it cannot.
+  void load(const Pair* pairs, int64_t offset, C* z, RowSource<Scalar>* sources) const {
+    for (int p = 0; p < pairs_; ++p, z += t_.vectors()) {
+      const RowScale<Scalar>* scale = pairs[p].scale;
+      const auto row = [&](int i) {
+        return pairs[p].row[i] != nullptr && scale[i].finite ? pairs[p].row[i] + offset : zeros_.data();
+      };
+      sources[p] = {};
+      if constexpr (kStoredAsComputed) {
+        if (direct_) {
+          sources[p] = {{row(0), row(1)}, {scale[0].in, scale[1].in}};
+          continue;
+        }
+      }
+      load_pair(t_, row(0), row(1), scale[0].in, scale[1].in, twisted_, z);
+    }
   }
 
-  // Writes block `block` of both rows; `width` is the number of values in a row of `out`.
-  void store(const Pair& pair, int64_t block, int64_t width, const C* z, Scalar scale, const Rows& base,
-             Storage* out) const {
-    const int64_t n = shape_.block, offset = block * n;
+  // Where block `block` of a batch goes; `width` is the number of values in a row of `out`.
+  struct Destination {
+    int64_t block, width;
+    Scalar scale;
+    const Rows& base;
+    Storage* out;
+  };
+
+  // Lets the last stage write the rows of a batch where it can.
+  void aim(const Pair* pairs, const Destination& to, RowSink<Scalar>* sinks) const {
+    std::fill(sinks, sinks + pairs_, RowSink<Scalar>{});
+    if constexpr (kStoredAsComputed) {
+      for (int p = 0; direct_ && p < pairs_; ++p) {
+        const Pair& pair = pairs[p];
+        if (pair.token + 1 >= shape_.tokens || !pair.scale[0].regular() || !pair.scale[1].regular()) continue;
+        for (int i = 0; i < 2; ++i) {
+          const int64_t offset = to.block * shape_.block;
+          sinks[p].row[i] = to.out + (pair.token + i) * to.width + offset;
+          sinks[p].base[i] = to.base ? to.base.at(pair.token + i) + offset : nullptr;
+          sinks[p].factor[i] = to.scale * pair.scale[i].out;
+        }
+      }
+    }
+  }
+
+  // Writes the rows of a batch that the last stage left in z.
+  void store(const Pair* pairs, const Destination& to, const C* z, const RowSink<Scalar>* sinks) const {
+    for (int p = 0; p < pairs_; ++p) {
+      if (sinks[p].row[0] == nullptr) store_pair(pairs[p], to, z + p * t_.vectors());
+    }
+  }
+
+  void store_pair(const Pair& pair, const Destination& to, const C* z) const {
+    const int64_t n = shape_.block, offset = to.block * n;
     for (int i = 0; i < 2; ++i) {
       const int64_t token = pair.token + i;
       if (token >= shape_.tokens) return;
-      const Storage* add = base ? base.at(token) + offset : nullptr;
-      Storage* row = out + token * width + offset;
-      if (!pair.scale[i].finite || pair.scale[i].in == 0) {
-        store_constant(n, pair.scale[i].finite ? Scalar{0} : std::numeric_limits<Scalar>::quiet_NaN(), add, row);
+      const RowScale<Scalar>& scale = pair.scale[i];
+      const Storage* add = to.base ? to.base.at(token) + offset : nullptr;
+      Storage* row = to.out + token * to.width + offset;
+      if (!scale.regular()) {
+        store_constant(n, scale.finite ? Scalar{0} : std::numeric_limits<Scalar>::quiet_NaN(), add, row);
       } else if (i == 0) {
-        store_row<0>(t_, z, scale * pair.scale[i].out, twisted_, add, row);
+        store_row<0>(t_, z, to.scale * scale.out, twisted_, add, row);
       } else {
-        store_row<1>(t_, z, scale * pair.scale[i].out, twisted_, add, row);
+        store_row<1>(t_, z, to.scale * scale.out, twisted_, add, row);
       }
     }
   }
@@ -343,63 +392,60 @@ class KrylovProduct {
   // ------------------------------------------------------------------------------------------------------
 
   void single_matmul(int64_t unit, const Rows& x, const C* factor, const Rows& base, Scalar scale, Storage* y) const {
-    const int64_t n = shape_.block, vectors = t_.vectors();
+    const int64_t n = shape_.block;
     C* z;
-    Pair* pairs;
-    Storage* zeros;
-    Scratch::take(Scratch::Request<C>{&z, pairs_ * vectors}, Scratch::Request<Pair>{&pairs, pairs_},
-                  Scratch::Request<Storage>{&zeros, n});
-    std::memset(static_cast<void*>(zeros), 0, n * sizeof(Storage));
-    find_pairs(x, unit, n, zeros, pairs);
-    for (int p = 0; p < pairs_; ++p) load(pairs[p], 0, zeros, z + p * vectors);
+    Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()});
+    Pair pairs[kTile<Scalar>];
+    RowSource<Scalar> sources[kTile<Scalar>];
+    RowSink<Scalar> sinks[kTile<Scalar>];
+    const Destination to{0, n, scale, base, y};
+    find_pairs(x, unit, n, pairs);
+    load(pairs, 0, z, sources);
+    aim(pairs, to, sinks);
     Prefetch prefetch;
     prefetch_rows(prefetch, Rows{y, n}, unit, n);
     prefetch_rows(prefetch, x, unit + 1, n);
-    Product<Scalar> work{t_, z, factor, prefetch};
+    Product<Scalar> work{t_, z, sources, sinks, factor, prefetch};
     descend(t_, work, 0, 0, pairs_);
-    for (int p = 0; p < pairs_; ++p) store(pairs[p], 0, n, z + p * vectors, scale, base, y);
+    store(pairs, to, z, sinks);
   }
 
   void single_backward(int64_t unit, const Pullback& pullback) const {
-    const int64_t n = shape_.block, vectors = t_.vectors();
+    const int64_t n = shape_.block;
     C *g_row, *x_row;
-    Pair *g, *x;
-    Storage* zeros;
-    Scratch::take(Scratch::Request<C>{&g_row, pairs_ * vectors}, Scratch::Request<C>{&x_row, pairs_ * vectors},
-                  Scratch::Request<Pair>{&g, pairs_}, Scratch::Request<Pair>{&x, pairs_},
-                  Scratch::Request<Storage>{&zeros, n});
-    std::memset(static_cast<void*>(zeros), 0, n * sizeof(Storage));
-    find_pairs(pullback.g, unit, n, zeros, g);
-    find_pairs(pullback.x, unit, n, zeros, x);
+    Scratch::take(Scratch::Request<C>{&g_row, pairs_ * t_.vectors()},
+                  Scratch::Request<C>{&x_row, pairs_ * t_.vectors()});
+    Pair g[kTile<Scalar>], x[kTile<Scalar>];
+    RowSource<Scalar> g_sources[kTile<Scalar>], x_sources[kTile<Scalar>];
+    RowSink<Scalar> sinks[kTile<Scalar>];
+    const Rows no_base{nullptr, 0};
+    const Destination to{0, n, pullback.scale, no_base, pullback.x_gradient};
+    find_pairs(pullback.g, unit, n, g);
+    find_pairs(pullback.x, unit, n, x);
     balance(g, x, pullback.poisoned);
-    for (int p = 0; p < pairs_; ++p) {
-      load(g[p], 0, zeros, g_row + p * vectors);
-      load(x[p], 0, zeros, x_row + p * vectors);
-    }
+    load(g, 0, g_row, g_sources);
+    load(x, 0, x_row, x_sources);
+    aim(g, to, sinks);
     Prefetch prefetch;
     if (pullback.factors != nullptr) prefetch_rows(prefetch, Rows{pullback.x_gradient, n}, unit, n);
     prefetch_rows(prefetch, pullback.g, unit + 1, n);
     prefetch_rows(prefetch, pullback.x, unit + 1, n);
-    ProductPullback<Scalar> work{t_, g_row, x_row, pullback.factors, pullback.sums, prefetch};
+    ProductPullback<Scalar> work{t_,      g_row, x_row, g_sources, x_sources, sinks, pullback.factors, pullback.sums,
+                                 prefetch};
     descend(t_, work, 0, 0, pairs_);
-    if (pullback.factors == nullptr) return;
-    for (int p = 0; p < pairs_; ++p) {
-      store(g[p], 0, n, g_row + p * vectors, pullback.scale, Rows{nullptr, 0}, pullback.x_gradient);
-    }
+    if (pullback.factors != nullptr) store(g, to, g_row, sinks);
   }
 
   // ---- blocks
   // ---------------------------------------------------------------------------------------------------------
 
   // Spectra of `blocks` blocks of the pairs of a unit, (blocks, batches, spectrum).
-  void to_spectra(const Pair* pairs, int64_t blocks, const Storage* zeros, Prefetch& prefetch, C* z, C* spectra) const {
-    const int64_t vectors = t_.vectors();
+  void to_spectra(const Pair* pairs, int64_t blocks, Prefetch& prefetch, C* z, C* spectra) const {
+    RowSource<Scalar> sources[kTile<Scalar>];
     for (int64_t block = 0; block < blocks; ++block) {
       for (int64_t batch = 0; batch < batches_; ++batch, spectra += spectrum_) {
-        for (int p = 0; p < pairs_; ++p) {
-          load(pairs[batch * pairs_ + p], block * shape_.block, zeros, z + p * vectors);
-        }
-        ToSpectrum<Scalar> work{t_, z, spectra, prefetch};
+        load(pairs + batch * pairs_, block * shape_.block, z, sources);
+        ToSpectrum<Scalar> work{t_, z, sources, spectra, prefetch};
         descend(t_, work, 0, 0, pairs_);
       }
     }
@@ -425,18 +471,18 @@ class KrylovProduct {
   // Products of the spectra of a unit with `out` rows of factors, back to rows and stored.
   void from_spectra(const Pair* pairs, const C* factors, const C* in, int64_t in_blocks, int64_t out_blocks,
                     Scalar scale, const Rows& base, Prefetch& prefetch, C* z, C* total, Storage* out) const {
-    const int64_t vectors = t_.vectors();
     for (int64_t block = 0; block < out_blocks; ++block) {
       const C* factor = factors + block * in_blocks * spectrum_;
       if (batches_ == 4) sum_products<4>(factor, in, in_blocks, total);
       if (batches_ == 2) sum_products<2>(factor, in, in_blocks, total);
       if (batches_ == 1) sum_products<1>(factor, in, in_blocks, total);
+      const Destination to{block, out_blocks * shape_.block, scale, base, out};
       for (int64_t batch = 0; batch < batches_; ++batch) {
-        FromSpectrum<Scalar> work{t_, z, total + batch * spectrum_, prefetch};
+        RowSink<Scalar> sinks[kTile<Scalar>];
+        aim(pairs + batch * pairs_, to, sinks);
+        FromSpectrum<Scalar> work{t_, z, sinks, total + batch * spectrum_, prefetch};
         descend(t_, work, 0, 0, pairs_);
-        for (int p = 0; p < pairs_; ++p) {
-          store(pairs[batch * pairs_ + p], block, out_blocks * shape_.block, z + p * vectors, scale, base, out);
-        }
+        store(pairs + batch * pairs_, to, z, sinks);
       }
     }
   }
@@ -445,17 +491,14 @@ class KrylovProduct {
     const int64_t width = columns_ * shape_.block;
     C *z, *in, *total;
     Pair* pairs;
-    Storage* zeros;
     Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()},
                   Scratch::Request<C>{&in, columns_ * batches_ * spectrum_},
-                  Scratch::Request<C>{&total, batches_ * spectrum_}, Scratch::Request<Pair>{&pairs, batches_ * pairs_},
-                  Scratch::Request<Storage>{&zeros, shape_.block});
-    std::memset(static_cast<void*>(zeros), 0, shape_.block * sizeof(Storage));
-    find_pairs(x, unit, width, zeros, pairs);
+                  Scratch::Request<C>{&total, batches_ * spectrum_}, Scratch::Request<Pair>{&pairs, batches_ * pairs_});
+    find_pairs(x, unit, width, pairs);
     Prefetch prefetch;
     prefetch_rows(prefetch, Rows{y, rows_ * shape_.block}, unit, rows_ * shape_.block);
     prefetch_rows(prefetch, x, unit + 1, width);
-    to_spectra(pairs, columns_, zeros, prefetch, z, in);
+    to_spectra(pairs, columns_, prefetch, z, in);
     from_spectra(pairs, factors, in, columns_, rows_, scale, base, prefetch, z, total, y);
   }
 
@@ -503,21 +546,18 @@ class KrylovProduct {
   void block_backward(int64_t unit, const Pullback& pullback) const {
     C *z, *g_hat, *x_hat, *total;
     Pair *g, *x;
-    Storage* zeros;
-    Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()},
-                  Scratch::Request<C>{&g_hat, rows_ * batches_ * spectrum_},
-                  Scratch::Request<C>{&x_hat, columns_ * batches_ * spectrum_},
-                  Scratch::Request<C>{&total, batches_ * spectrum_}, Scratch::Request<Pair>{&g, batches_ * pairs_},
-                  Scratch::Request<Pair>{&x, batches_ * pairs_}, Scratch::Request<Storage>{&zeros, shape_.block});
-    std::memset(static_cast<void*>(zeros), 0, shape_.block * sizeof(Storage));
-    find_pairs(pullback.g, unit, rows_ * shape_.block, zeros, g);
-    find_pairs(pullback.x, unit, columns_ * shape_.block, zeros, x);
+    Scratch::take(
+        Scratch::Request<C>{&z, pairs_ * t_.vectors()}, Scratch::Request<C>{&g_hat, rows_ * batches_ * spectrum_},
+        Scratch::Request<C>{&x_hat, columns_ * batches_ * spectrum_}, Scratch::Request<C>{&total, batches_ * spectrum_},
+        Scratch::Request<Pair>{&g, batches_ * pairs_}, Scratch::Request<Pair>{&x, batches_ * pairs_});
+    find_pairs(pullback.g, unit, rows_ * shape_.block, g);
+    find_pairs(pullback.x, unit, columns_ * shape_.block, x);
     balance(g, x, pullback.poisoned);
     Prefetch prefetch;
     prefetch_rows(prefetch, pullback.g, unit + 1, rows_ * shape_.block);
     prefetch_rows(prefetch, pullback.x, unit + 1, columns_ * shape_.block);
-    to_spectra(g, rows_, zeros, prefetch, z, g_hat);
-    to_spectra(x, columns_, zeros, prefetch, z, x_hat);
+    to_spectra(g, rows_, prefetch, z, g_hat);
+    to_spectra(x, columns_, prefetch, z, x_hat);
     add_all_products(g_hat, x_hat, pullback.sums);
     if (pullback.factors == nullptr) return;
     from_spectra(g, pullback.factors, g_hat, rows_, columns_, pullback.scale, Rows{nullptr, 0}, prefetch, z, total,
@@ -530,8 +570,10 @@ class KrylovProduct {
   const Transform<Scalar>& t_;
   const int64_t rows_, columns_;  // blocks of the product that comes out of and goes into it
   const bool twisted_;            // multiply by exp(iπ j/n) to make a skew-circulant product a circulant one
+  const bool direct_;             // the first stage can read rows and the last can write them
   const int64_t spectrum_;        // complex vectors in the spectrum of a batch
   const int pairs_;               // packed rows in a batch
+  const Buffer<Storage> zeros_;   // a row of zeros
   int64_t batches_ = 1;           // batches in a unit
   int64_t unit_tokens_ = 0;
   int64_t units_ = 0;

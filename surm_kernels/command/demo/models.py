@@ -1,0 +1,116 @@
+"""The sentence classifier and its three ways to learn: head only, PEFT LoRA, and the SURM circulant update.
+
+SURM (arXiv 2406.17740): a frozen weight W becomes W + C(r1 * r2), the circulant matrix whose first column is the
+elementwise product of two trained vectors; r1 starts at zero and r2 from N(0, 0.02^2), so training starts at W itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from surm_kernels import functional
+
+METHOD_TITLES = {"probe": "linear probe", "lora": "PEFT LoRA r = 8", "surm": "SURM circulant"}
+ADAPTER_LEARNING_RATES = {"probe": 0.0, "lora": 2e-3, "surm": 1e-2}
+ADAPTED_LAYERS = ("query", "value")
+LORA_RANK = 8
+LORA_ALPHA = 16
+INITIAL_DEVIATION = 0.02
+CLASSES = 2
+
+
+class CirculantUpdate(nn.Module):
+    """A frozen linear layer plus a trained circulant: x W^T + b + x C(r1 * r2)^T, with 2 n parameters."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        if linear.in_features != linear.out_features:
+            shape = f"{linear.out_features} x {linear.in_features}"
+            raise ValueError(f"linear is {shape}, a single circulant update wants a square weight")
+        self.linear = linear.requires_grad_(False)
+        self.r1 = nn.Parameter(torch.zeros(linear.in_features))
+        self.r2 = nn.Parameter(torch.randn(linear.in_features) * INITIAL_DEVIATION)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., n) to (..., n)."""
+        return functional.circulant_linear(x, self.r1 * self.r2, base=self.linear(x))
+
+
+def add_circulant_updates(encoder: nn.Module, names: Sequence[str] = ADAPTED_LAYERS) -> nn.Module:
+    """Freezes `encoder` and wraps, in place, every linear layer whose own name is in `names`."""
+    encoder.requires_grad_(False)
+    for parent in list(encoder.modules()):
+        for name, child in list(parent.named_children()):
+            if name in names and isinstance(child, nn.Linear):
+                setattr(parent, name, CirculantUpdate(child))
+    return encoder
+
+
+def add_lora(encoder: nn.Module, names: Sequence[str] = ADAPTED_LAYERS) -> nn.Module:
+    """`encoder` frozen under PEFT's own LoRA."""
+    from peft import LoraConfig, get_peft_model
+
+    configuration = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=list(names))
+    wrapped: Any = encoder
+    adapted: nn.Module = get_peft_model(wrapped, configuration)
+    return adapted
+
+
+def adapt(encoder: nn.Module, method: str) -> nn.Module:
+    """`encoder` made ready for `method`, a key of METHOD_TITLES: only what it trains requires gradients."""
+    if method == "lora":
+        return add_lora(encoder)
+    if method == "surm":
+        return add_circulant_updates(encoder)
+    return encoder.requires_grad_(False)
+
+
+class SentenceClassifier(nn.Module):
+    """A transformer encoder, the mean over its tokens, and a linear head.
+
+    The encoder stays in evaluation mode: without dropout the three methods see the same activations, and the probe's
+    features are constants.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.encoder = encoder.eval()
+        self.head = head
+
+    def features(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean of the last hidden states over the tokens that are not padding, (examples, hidden)."""
+        hidden: torch.Tensor = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Logits, (examples, classes)."""
+        logits: torch.Tensor = self.head(self.features(tokens, mask))
+        return logits
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """What is trained inside the encoder."""
+        return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+
+
+def load_encoder(folder: Path) -> tuple[nn.Module, int]:
+    """MiniLM from `folder` in float32 and its hidden size, its weights in memory of their own."""
+    from transformers import AutoModel
+
+    encoder = AutoModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False, dtype=torch.float32)
+    # Weights mapped from the file would enter memory only at the first step and be counted as the training's.
+    for parameter in encoder.parameters():
+        parameter.data = parameter.data.clone()
+    return encoder, int(encoder.config.hidden_size)
+
+
+def build_classifier(encoder: nn.Module, hidden_size: int, method: str, seed: int) -> SentenceClassifier:
+    """The classifier for `method`; its head depends on the seed alone, so that all methods start from the same one."""
+    torch.manual_seed(seed)
+    head = nn.Linear(hidden_size, CLASSES)
+    return SentenceClassifier(adapt(encoder, method), head)

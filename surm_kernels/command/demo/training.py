@@ -1,0 +1,242 @@
+"""One method trained and tested: the same examples, batches, head and schedule whichever the method.
+
+A step is timed from the choice of its examples to the end of the optimizer's update. The probe's features do not
+change, so they are computed once an example; its step counts the median forward pass of a training batch on top of the
+head's own step, which is what a step costs without that shortcut.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+from surm_kernels.command.demo.data import EncodedExamples, Snippet
+from surm_kernels.command.demo.memory import PeakMemory
+from surm_kernels.command.demo.models import SentenceClassifier
+
+BATCH_SIZE = 32
+TEST_BATCH_SIZE = 64
+TOKENS = 48
+HEAD_LEARNING_RATE = 5e-3
+WARM_UP_SHARE = 0.3
+EVALUATIONS = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run needs to know; small, so that it can be sent to a process of its own."""
+
+    method: str
+    epochs: int
+    train_examples: int
+    test_examples: int
+    seed: int
+    threads: int | None
+    adapter_learning_rate: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a run tells while it goes on: the step it has finished, its loss, and the last test accuracy."""
+
+    step: int
+    steps: int
+    stage: str
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass
+class RunResult:
+    """The figures of one run; times in milliseconds or seconds and memory in megabytes, as the names say."""
+
+    method: str
+    test_accuracy: float
+    adapter_parameters: int
+    head_parameters: int
+    adapter_learning_rate: float
+    step_milliseconds: float
+    head_step_milliseconds: float | None
+    training_memory_megabytes: float | None
+    peak_resident_megabytes: float | None
+    training_seconds: float
+    threads: int
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[tuple[int, float]] = field(default_factory=list)
+
+
+Emit = Callable[[Event], None]
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    pad_token_id: int
+
+    def __call__(self, text: list[str], *, truncation: bool, max_length: int) -> dict[str, list[list[int]]]: ...
+
+
+def encode(snippets: Sequence[Snippet], tokenizer: Tokenizer) -> EncodedExamples:
+    """The snippets as token ids, cut to TOKENS, and their labels."""
+    tokens = tokenizer([snippet.text for snippet in snippets], truncation=True, max_length=TOKENS)["input_ids"]
+    labels = torch.tensor([snippet.label for snippet in snippets])
+    return EncodedExamples(tokens, labels, tokenizer.pad_token_id)
+
+
+class WholeModel:
+    """Logits through encoder and head, for methods that train inside the encoder."""
+
+    def __init__(self, model: SentenceClassifier, train: EncodedExamples, test: EncodedExamples) -> None:
+        self.model, self.train, self.test = model, train, test
+
+    def train_logits(self, indices: Sequence[int]) -> torch.Tensor:
+        """Logits of the training examples at `indices`."""
+        batch = self.train.batch(indices)
+        logits: torch.Tensor = self.model(batch.tokens, batch.mask)
+        return logits
+
+    def test_accuracy(self) -> float:
+        """Share of all test examples that are classified correctly."""
+        correct = 0
+        with torch.inference_mode():
+            for indices in self.test.sorted_batches(TEST_BATCH_SIZE):
+                batch = self.test.batch(indices)
+                correct += int((self.model(batch.tokens, batch.mask).argmax(dim=1) == batch.labels).sum())
+        return correct / len(self.test)
+
+
+class HeadOnly:
+    """Logits of the head over features of the frozen encoder, computed once an example."""
+
+    def __init__(self, model: SentenceClassifier, train: EncodedExamples, test: EncodedExamples) -> None:
+        self.model, self.test_labels = model, test.labels
+        self.train_features, seconds = frozen_features(model, train, BATCH_SIZE)
+        self.batch_seconds = statistics.median(seconds)
+        self.test_features, _ = frozen_features(model, test, TEST_BATCH_SIZE)
+
+    def train_logits(self, indices: Sequence[int]) -> torch.Tensor:
+        """Logits of the training examples at `indices`."""
+        logits: torch.Tensor = self.model.head(self.train_features[list(indices)])
+        return logits
+
+    def test_accuracy(self) -> float:
+        """Share of all test examples that are classified correctly."""
+        with torch.no_grad():
+            predictions = self.model.head(self.test_features).argmax(dim=1)
+        return int((predictions == self.test_labels).sum()) / len(self.test_labels)
+
+
+def frozen_features(
+    model: SentenceClassifier, examples: EncodedExamples, batch_size: int
+) -> tuple[torch.Tensor, list[float]]:
+    """The encoder's features of all examples, (examples, hidden), and the seconds that each batch took."""
+    seconds: list[float] = []
+    rows: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for indices in examples.sorted_batches(batch_size):
+            start = time.perf_counter()
+            batch = examples.batch(indices)
+            rows.update(zip(indices, model.features(batch.tokens, batch.mask), strict=True))
+            seconds.append(time.perf_counter() - start)
+    return torch.stack([rows[index] for index in range(len(examples))]), seconds
+
+
+def all_batches(examples: EncodedExamples, epochs: int, seed: int) -> list[list[int]]:
+    """The batches of all epochs in order; they depend on the examples and the seed alone."""
+    generator = random.Random(seed)
+    return [batch for _ in range(epochs) for batch in examples.shuffled_batches(BATCH_SIZE, generator)]
+
+
+def evaluation_steps(steps: int, evaluations: int = EVALUATIONS) -> set[int]:
+    """Evenly spread steps after which the test set is classified, the last one among them."""
+    return {max(1, round(steps * number / evaluations)) for number in range(1, evaluations + 1)}
+
+
+def make_optimizer(
+    model: SentenceClassifier, adapter_learning_rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW under a one-cycle schedule, with a learning rate of its own for the adapter and for the head."""
+    groups = [{"params": list(model.head.parameters())}]
+    rates = [HEAD_LEARNING_RATE]
+    if model.adapter_parameters():
+        groups.append({"params": model.adapter_parameters()})
+        rates.append(adapter_learning_rate)
+    optimizer = torch.optim.AdamW(groups)
+    # A share that ends its warm-up exactly at the first step divides by zero, so very short runs warm up for half.
+    warm_up = WARM_UP_SHARE if steps * WARM_UP_SHARE > 2 else 0.5
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(steps, 4), pct_start=warm_up)
+    return optimizer, schedule
+
+
+def training_steps(
+    model: SentenceClassifier,
+    logits_of: Callable[[Sequence[int]], torch.Tensor],
+    labels: torch.Tensor,
+    batches: Sequence[Sequence[int]],
+    adapter_learning_rate: float,
+) -> Iterator[tuple[float, float]]:
+    """Trains on `batches` and yields the loss and the seconds of every step."""
+    optimizer, schedule = make_optimizer(model, adapter_learning_rate, len(batches))
+    for step, indices in enumerate(batches, start=1):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits_of(indices), labels[list(indices)])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"training diverged: the loss of step {step} is {value}")
+        yield value, time.perf_counter() - start
+
+
+def run_method(
+    model: SentenceClassifier, train: EncodedExamples, test: EncodedExamples, settings: Settings, emit: Emit
+) -> RunResult:
+    """Trains `model` in place and returns its figures; `emit` hears of every step."""
+    memory = PeakMemory.start()
+    start = time.perf_counter()
+    batches = all_batches(train, settings.epochs, settings.seed)
+    steps, evaluate_after = len(batches), evaluation_steps(len(batches))
+    frozen = not model.adapter_parameters()
+    if frozen:
+        emit(Event(0, steps, "frozen features"))
+    job = HeadOnly(model, train, test) if frozen else WholeModel(model, train, test)
+    losses: list[float] = []
+    seconds: list[float] = []
+    accuracies: list[tuple[int, float]] = []
+    for loss, duration in training_steps(
+        model, job.train_logits, train.labels, batches, settings.adapter_learning_rate
+    ):
+        losses.append(loss)
+        seconds.append(duration)
+        emit(Event(len(losses), steps, "training", loss))
+        if len(losses) in evaluate_after:
+            emit(Event(len(losses), steps, "testing", loss))
+            accuracies.append((len(losses), job.test_accuracy()))
+            emit(Event(len(losses), steps, "training", loss, accuracies[-1][1]))
+    step_seconds = statistics.median(seconds)
+    forward_seconds = job.batch_seconds if isinstance(job, HeadOnly) else 0.0
+    return RunResult(
+        method=settings.method,
+        test_accuracy=accuracies[-1][1],
+        adapter_parameters=sum(parameter.numel() for parameter in model.adapter_parameters()),
+        head_parameters=sum(parameter.numel() for parameter in model.head.parameters()),
+        adapter_learning_rate=settings.adapter_learning_rate,
+        step_milliseconds=1e3 * (step_seconds + forward_seconds),
+        head_step_milliseconds=1e3 * step_seconds if frozen else None,
+        training_memory_megabytes=memory.growth(),
+        peak_resident_megabytes=memory.peak(),
+        training_seconds=time.perf_counter() - start,
+        threads=torch.get_num_threads(),
+        losses=losses,
+        accuracies=accuracies,
+    )
