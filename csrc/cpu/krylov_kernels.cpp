@@ -75,14 +75,13 @@ class KrylovProduct {
         twisted_(shape.sign < 0 && !t_.plan().embedded()),
         direct_(!twisted_ && !t_.plan().embedded() && !t_.plan().stages.empty() &&
                 has_butterfly(t_.plan().stages[0].radix)),
-        spectrum_(t_.spectrum_vectors()),
-        pairs_(t_.pairs()),
+        pairs_(single() ? pairs_for_single() : t_.pairs_to_fill_tiles()),
+        spectrum_(t_.spectrum_vectors(pairs_)),
+        batches_(single() ? 1 : batches_for_blocks()),
+        unit_tokens_(2 * pairs_ * batches_),
+        units_((shape.tokens + unit_tokens_ - 1) / unit_tokens_),
         zeros_(shape.block) {
     std::memset(static_cast<void*>(zeros_.data()), 0, shape.block * sizeof(Storage));
-    const int64_t bytes = (rows_ + columns_) * spectrum_ * static_cast<int64_t>(sizeof(C));
-    if (!single()) batches_ = bytes <= 512 * 1024 ? 4 : bytes <= 1024 * 1024 ? 2 : 1;
-    unit_tokens_ = 2 * pairs_ * batches_;
-    units_ = (shape.tokens + unit_tokens_ - 1) / unit_tokens_;
   }
 
   void matmul(ConstRows x, const Storage* v, ConstRows base, double scale, Storage* y) {
@@ -153,6 +152,29 @@ class KrylovProduct {
   };
 
   bool single() const { return rows_ * columns_ == 1; }
+
+  // Short rows are walked together, so that what a walk costs beside its arithmetic is shared.
+  static constexpr int kMostPairs = 32;
+  static constexpr int64_t kVectorsWorthAWalk = 32;
+
+  int pairs_for_single() const {
+    int pairs = t_.pairs_to_fill_tiles();
+    while (pairs * t_.vectors() < kVectorsWorthAWalk && 2 * pairs < shape_.tokens && 2 * pairs <= kMostPairs)
+      pairs *= 2;
+    return pairs;
+  }
+
+  // The more batches, the fewer loads of spectra of v a product needs; their own spectra have to stay in L2.
+  int batches_for_blocks() const {
+    const int64_t bytes = (rows_ + columns_) * spectrum_ * static_cast<int64_t>(sizeof(C));
+    for (int batches = 8; batches > 1; batches /= 2) {
+      if (batches * bytes <= 1024 * 1024 && batches * pairs_ <= shape_.tokens) return batches;
+    }
+    return 1;
+  }
+
+  // Batches that one walk can take: tiles must not reach from one into the next.
+  int batches_in_walk() const { return pairs_ * t_.vectors() % kTile<Scalar> == 0 ? batches_ : 1; }
 
   int64_t grain() const {
     constexpr int64_t kValuesWorthAThread = 16 * 1024;
@@ -310,9 +332,9 @@ class KrylovProduct {
     prefetch.add(rows.at(first), tokens * width * sizeof(Storage));
   }
 
-  // The rows of a batch at `offset`, for the first stage to read, or already in z where it cannot.
-  void load(const Pair* pairs, int64_t offset, C* z, RowSource<Scalar>* sources) const {
-    for (int p = 0; p < pairs_; ++p, z += t_.vectors()) {
+  // The rows of `count` pairs at `offset`, for the first stage to read, or already in z where it cannot.
+  void load(const Pair* pairs, int count, int64_t offset, C* z, RowSource<Scalar>* sources) const {
+    for (int p = 0; p < count; ++p, z += t_.vectors()) {
       const RowScale<Scalar>* scale = pairs[p].scale;
       const auto row = [&](int i) {
         return pairs[p].row[i] != nullptr && scale[i].finite ? pairs[p].row[i] + offset : zeros_.data();
@@ -328,7 +350,7 @@ class KrylovProduct {
     }
   }
 
-  // Where block `block` of a batch goes; `width` is the number of values in a row of `out`.
+  // Where block `block` of the output goes; `width` is the number of values in a row of `out`.
   struct Destination {
     int64_t block, width;
     Scalar scale;
@@ -336,11 +358,11 @@ class KrylovProduct {
     Storage* out;
   };
 
-  // Lets the last stage write the rows of a batch where it can.
-  void aim(const Pair* pairs, const Destination& to, RowSink<Scalar>* sinks) const {
-    std::fill(sinks, sinks + pairs_, RowSink<Scalar>{});
+  // Lets the last stage write the rows of `count` pairs where it can.
+  void aim(const Pair* pairs, int count, const Destination& to, RowSink<Scalar>* sinks) const {
+    std::fill(sinks, sinks + count, RowSink<Scalar>{});
     if constexpr (kStoredAsComputed) {
-      for (int p = 0; direct_ && p < pairs_; ++p) {
+      for (int p = 0; direct_ && p < count; ++p) {
         const Pair& pair = pairs[p];
         if (pair.token + 1 >= shape_.tokens || !pair.scale[0].regular() || !pair.scale[1].regular()) continue;
         for (int i = 0; i < 2; ++i) {
@@ -353,9 +375,9 @@ class KrylovProduct {
     }
   }
 
-  // Writes the rows of a batch that the last stage left in z.
-  void store(const Pair* pairs, const Destination& to, const C* z, const RowSink<Scalar>* sinks) const {
-    for (int p = 0; p < pairs_; ++p) {
+  // Writes the rows that the last stage left in z.
+  void store(const Pair* pairs, int count, const Destination& to, const C* z, const RowSink<Scalar>* sinks) const {
+    for (int p = 0; p < count; ++p) {
       if (sinks[p].row[0] == nullptr) store_pair(pairs[p], to, z + p * t_.vectors());
     }
   }
@@ -395,19 +417,19 @@ class KrylovProduct {
     const int64_t n = shape_.block;
     C* z;
     Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()});
-    Pair pairs[kTile<Scalar>];
-    RowSource<Scalar> sources[kTile<Scalar>];
-    RowSink<Scalar> sinks[kTile<Scalar>];
+    Pair pairs[kMostPairs];
+    RowSource<Scalar> sources[kMostPairs];
+    RowSink<Scalar> sinks[kMostPairs];
     const Destination to{0, n, scale, base, y};
     find_pairs(x, unit, n, pairs);
-    load(pairs, 0, z, sources);
-    aim(pairs, to, sinks);
+    load(pairs, pairs_, 0, z, sources);
+    aim(pairs, pairs_, to, sinks);
     Prefetch prefetch;
     prefetch_rows(prefetch, Rows{y, n}, unit, n);
     prefetch_rows(prefetch, x, unit + 1, n);
     Product<Scalar> work{t_, z, sources, sinks, factor, prefetch};
     descend(t_, work, 0, 0, pairs_);
-    store(pairs, to, z, sinks);
+    store(pairs, pairs_, to, z, sinks);
   }
 
   void single_backward(int64_t unit, const Pullback& pullback) const {
@@ -415,17 +437,17 @@ class KrylovProduct {
     C *g_row, *x_row;
     Scratch::take(Scratch::Request<C>{&g_row, pairs_ * t_.vectors()},
                   Scratch::Request<C>{&x_row, pairs_ * t_.vectors()});
-    Pair g[kTile<Scalar>], x[kTile<Scalar>];
-    RowSource<Scalar> g_sources[kTile<Scalar>], x_sources[kTile<Scalar>];
-    RowSink<Scalar> sinks[kTile<Scalar>];
+    Pair g[kMostPairs], x[kMostPairs];
+    RowSource<Scalar> g_sources[kMostPairs], x_sources[kMostPairs];
+    RowSink<Scalar> sinks[kMostPairs];
     const Rows no_base{nullptr, 0};
     const Destination to{0, n, pullback.scale, no_base, pullback.x_gradient};
     find_pairs(pullback.g, unit, n, g);
     find_pairs(pullback.x, unit, n, x);
     balance(g, x, pullback.poisoned);
-    load(g, 0, g_row, g_sources);
-    load(x, 0, x_row, x_sources);
-    aim(g, to, sinks);
+    load(g, pairs_, 0, g_row, g_sources);
+    load(x, pairs_, 0, x_row, x_sources);
+    aim(g, pairs_, to, sinks);
     Prefetch prefetch;
     if (pullback.factors != nullptr) prefetch_rows(prefetch, Rows{pullback.x_gradient, n}, unit, n);
     prefetch_rows(prefetch, pullback.g, unit + 1, n);
@@ -433,7 +455,7 @@ class KrylovProduct {
     ProductPullback<Scalar> work{t_,      g_row, x_row, g_sources, x_sources, sinks, pullback.factors, pullback.sums,
                                  prefetch};
     descend(t_, work, 0, 0, pairs_);
-    if (pullback.factors != nullptr) store(g, to, g_row, sinks);
+    if (pullback.factors != nullptr) store(g, pairs_, to, g_row, sinks);
   }
 
   // ---- blocks
@@ -441,12 +463,13 @@ class KrylovProduct {
 
   // Spectra of `blocks` blocks of the pairs of a unit, (blocks, batches, spectrum).
   void to_spectra(const Pair* pairs, int64_t blocks, Prefetch& prefetch, C* z, C* spectra) const {
-    RowSource<Scalar> sources[kTile<Scalar>];
+    RowSource<Scalar> sources[kMostPairs];
+    const int step = batches_in_walk(), count = step * pairs_;
     for (int64_t block = 0; block < blocks; ++block) {
-      for (int64_t batch = 0; batch < batches_; ++batch, spectra += spectrum_) {
-        load(pairs + batch * pairs_, block * shape_.block, z, sources);
+      for (int batch = 0; batch < batches_; batch += step, spectra += step * spectrum_) {
+        load(pairs + batch * pairs_, count, block * shape_.block, z, sources);
         ToSpectrum<Scalar> work{t_, z, sources, spectra, prefetch};
-        descend(t_, work, 0, 0, pairs_);
+        descend(t_, work, 0, 0, count);
       }
     }
   }
@@ -471,18 +494,20 @@ class KrylovProduct {
   // Products of the spectra of a unit with `out` rows of factors, back to rows and stored.
   void from_spectra(const Pair* pairs, const C* factors, const C* in, int64_t in_blocks, int64_t out_blocks,
                     Scalar scale, const Rows& base, Prefetch& prefetch, C* z, C* total, Storage* out) const {
+    const int step = batches_in_walk(), count = step * pairs_;
     for (int64_t block = 0; block < out_blocks; ++block) {
       const C* factor = factors + block * in_blocks * spectrum_;
+      if (batches_ == 8) sum_products<8>(factor, in, in_blocks, total);
       if (batches_ == 4) sum_products<4>(factor, in, in_blocks, total);
       if (batches_ == 2) sum_products<2>(factor, in, in_blocks, total);
       if (batches_ == 1) sum_products<1>(factor, in, in_blocks, total);
       const Destination to{block, out_blocks * shape_.block, scale, base, out};
-      for (int64_t batch = 0; batch < batches_; ++batch) {
-        RowSink<Scalar> sinks[kTile<Scalar>];
-        aim(pairs + batch * pairs_, to, sinks);
+      for (int batch = 0; batch < batches_; batch += step) {
+        RowSink<Scalar> sinks[kMostPairs];
+        aim(pairs + batch * pairs_, count, to, sinks);
         FromSpectrum<Scalar> work{t_, z, sinks, total + batch * spectrum_, prefetch};
-        descend(t_, work, 0, 0, pairs_);
-        store(pairs + batch * pairs_, to, z, sinks);
+        descend(t_, work, 0, 0, count);
+        store(pairs + batch * pairs_, count, to, z, sinks);
       }
     }
   }
@@ -491,7 +516,7 @@ class KrylovProduct {
     const int64_t width = columns_ * shape_.block;
     C *z, *in, *total;
     Pair* pairs;
-    Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()},
+    Scratch::take(Scratch::Request<C>{&z, batches_ * pairs_ * t_.vectors()},
                   Scratch::Request<C>{&in, columns_ * batches_ * spectrum_},
                   Scratch::Request<C>{&total, batches_ * spectrum_}, Scratch::Request<Pair>{&pairs, batches_ * pairs_});
     find_pairs(x, unit, width, pairs);
@@ -546,10 +571,11 @@ class KrylovProduct {
   void block_backward(int64_t unit, const Pullback& pullback) const {
     C *z, *g_hat, *x_hat, *total;
     Pair *g, *x;
-    Scratch::take(
-        Scratch::Request<C>{&z, pairs_ * t_.vectors()}, Scratch::Request<C>{&g_hat, rows_ * batches_ * spectrum_},
-        Scratch::Request<C>{&x_hat, columns_ * batches_ * spectrum_}, Scratch::Request<C>{&total, batches_ * spectrum_},
-        Scratch::Request<Pair>{&g, batches_ * pairs_}, Scratch::Request<Pair>{&x, batches_ * pairs_});
+    Scratch::take(Scratch::Request<C>{&z, batches_ * pairs_ * t_.vectors()},
+                  Scratch::Request<C>{&g_hat, rows_ * batches_ * spectrum_},
+                  Scratch::Request<C>{&x_hat, columns_ * batches_ * spectrum_},
+                  Scratch::Request<C>{&total, batches_ * spectrum_}, Scratch::Request<Pair>{&g, batches_ * pairs_},
+                  Scratch::Request<Pair>{&x, batches_ * pairs_});
     find_pairs(pullback.g, unit, rows_ * shape_.block, g);
     find_pairs(pullback.x, unit, columns_ * shape_.block, x);
     balance(g, x, pullback.poisoned);
@@ -571,12 +597,12 @@ class KrylovProduct {
   const int64_t rows_, columns_;  // blocks of the product that comes out of and goes into it
   const bool twisted_;            // multiply by exp(iπ j/n) to make a skew-circulant product a circulant one
   const bool direct_;             // the first stage can read rows and the last can write them
+  const int pairs_;               // packed rows in a batch; each has its own copy of the spectrum of v
   const int64_t spectrum_;        // complex vectors in the spectrum of a batch
-  const int pairs_;               // packed rows in a batch
-  const Buffer<Storage> zeros_;   // a row of zeros
-  int64_t batches_ = 1;           // batches in a unit
-  int64_t unit_tokens_ = 0;
-  int64_t units_ = 0;
+  const int batches_;             // batches in a unit, which share one copy of the spectra of v
+  const int64_t unit_tokens_;
+  const int64_t units_;
+  const Buffer<Storage> zeros_;  // a row of zeros
 };
 
 void matmul(StorageType type, const KrylovShape& shape, ConstRows x, const void* v, ConstRows base, double scale,

@@ -60,16 +60,17 @@ class Transform {
     }
     make_generic_turns();
     make_twist();
-    // A tile wants kTile vectors; short rows are taken several pairs at a time to fill it.
-    const int64_t in_row = vectors();
-    while (pairs_ < kTile<Scalar> && in_row < 8 * kTile<Scalar> && in_row * pairs_ % kTile<Scalar> != 0) pairs_ *= 2;
-    tiles_ = count_tiles(0, pairs_);
   }
 
   const Plan& plan() const { return plan_; }
-  int64_t vectors() const { return plan_.length / L; }                          // of a packed row
-  int pairs() const { return pairs_; }                                          // packed rows transformed together
-  int64_t spectrum_vectors() const { return tiles_ * L; }                       // of `pairs` packed rows
+  int64_t vectors() const { return plan_.length / L; }  // of a packed row
+  // The fewest pairs to transform together: a tile wants kTile vectors, and several short rows fill it.
+  int pairs_to_fill_tiles() const {
+    int pairs = 1;
+    while (pairs < kTile<Scalar> && vectors() < 8 * kTile<Scalar> && vectors() * pairs % kTile<Scalar> != 0) pairs *= 2;
+    return pairs;
+  }
+  int64_t spectrum_vectors(int pairs) const { return count_tiles(0, pairs) * kTile<Scalar>; }
   const V* twist() const { return reinterpret_cast<const V*>(twist_.data()); }  // exp(iπ j/n), re and im
 
   const V* twiddles(size_t stage) const { return reinterpret_cast<const V*>(twiddles_.data() + starts_[stage]); }
@@ -107,8 +108,6 @@ class Transform {
   Buffer<Scalar> twiddles_, twist_;
   std::vector<size_t> starts_;
   std::vector<Scalar> turns_;
-  int pairs_ = 1;
-  int64_t tiles_ = 0;
 };
 
 // Walks the stages depth first: Work::stages_in before, Work::stages_out after what lies below, Work::middle at the
