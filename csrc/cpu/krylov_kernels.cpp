@@ -173,8 +173,14 @@ class KrylovProduct {
     return 1;
   }
 
-  // Batches that one walk can take: tiles must not reach from one into the next.
-  int batches_in_walk() const { return pairs_ * t_.vectors() % kTile<Scalar> == 0 ? batches_ : 1; }
+  // Batches that one walk takes: tiles must not reach from one into the next, and more than a walk is worth only costs
+  // cache.
+  int batches_in_walk() const {
+    const int64_t vectors = pairs_ * t_.vectors();
+    int batches = 1;
+    while (vectors % kTile<Scalar> == 0 && batches < batches_ && batches * vectors < kVectorsWorthAWalk) batches *= 2;
+    return batches;
+  }
 
   int64_t grain() const {
     constexpr int64_t kValuesWorthAThread = 16 * 1024;

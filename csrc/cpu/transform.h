@@ -123,7 +123,8 @@ void descend(const Transform<Scalar>& transform, Work& work, size_t stage, int64
   const int64_t stride = stages[stage].stride / L;
   const int radix = stages[stage].radix;
   work.stage_in(stage, offset, blocks);
-  if (blocks * radix * stride > Transform<Scalar>::kCacheVectors && stride >= kTile<Scalar>) {
+  // Decided by the block alone: the tiles must come out the same whatever number of blocks is walked together.
+  if (radix * stride > Transform<Scalar>::kCacheVectors && stride >= kTile<Scalar>) {
     for (int64_t k = 0; k < blocks * radix; ++k) descend(transform, work, stage + 1, offset + k * stride, 1);
   } else {
     descend(transform, work, stage + 1, offset, blocks * radix);
