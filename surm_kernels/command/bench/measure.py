@@ -1,0 +1,181 @@
+"""The measuring harness: parity first, then interleaved repeats, medians, and ratios taken within a repeat.
+
+Every repeat runs each contender once, in an order that rotates, so that a disturbance of the machine meets all of them
+alike. The contender that comes first in a workload is ours; the others are its rivals.
+"""
+
+import contextlib
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from surm_kernels.command import accuracy
+from surm_kernels.command.accuracy import Deviation
+
+Results = tuple[Tensor, ...]  # the output, then gradients
+
+#: What a rival may be off by, to show that it computes the same thing; most are less accurate than our limit.
+RIVAL_LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+
+
+def compare_all(results: Results) -> Sequence[Tensor | None]:
+    return results
+
+
+def compare_nothing(results: Results) -> Sequence[Tensor | None]:
+    return [None] * len(results)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A call to time. `comparable` turns its results into what has to equal the exact ones, None for what need not."""
+
+    name: str
+    call: Callable[[], Results]
+    comparable: Callable[[Results], Sequence[Tensor | None]] = compare_all
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The contenders on one input, ours first, the exact results in float64, and whether gradients are recorded."""
+
+    contenders: tuple[Contender, ...]
+    exact: Callable[[], Results]
+    gradients: bool
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: repeats until `seconds` are spent, at least `fewest` and at most `most`."""
+
+    most: int
+    fewest: int
+    seconds: float
+    warm_up: int = 2
+    sample_seconds: float = 2e-3  # shorter calls are repeated within a sample
+    most_calls: int = 2000
+
+
+FULL = Effort(most=21, fewest=7, seconds=5.0)
+QUICK = Effort(most=7, fewest=3, seconds=0.8, warm_up=1)
+
+Clock = Callable[[Callable[[], Results], int], float]  # the seconds a call takes, over a number of calls
+
+
+def wall_clock(call: Callable[[], Results], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How far each contender is from the exact results, and seconds a call for every repeat.
+
+    A rival that deviates has no samples; where ours does, nobody has.
+    """
+
+    ours: str
+    deviations: dict[str, Deviation]
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> bool:
+        """Whether our own result is wrong, so that its speed means nothing."""
+        return not self.deviations[self.ours].ok
+
+    def seconds(self, name: str) -> Spread | None:
+        """The time of a call."""
+        return Spread.of(self.samples[name]) if name in self.samples else None
+
+    def ratio(self, rival: str) -> Spread | None:
+        """The rival's time over ours, a ratio for every repeat."""
+        if rival not in self.samples or self.ours not in self.samples:
+            return None
+        pairs = zip(self.samples[rival], self.samples[self.ours], strict=True)
+        return Spread.of([theirs / our_own for theirs, our_own in pairs])
+
+
+def measure(workload: Workload, effort: Effort, clock: Clock = wall_clock) -> Measurement:
+    """Checks every contender, then times those that are right; nobody where ours is wrong."""
+    ours = workload.contenders[0].name
+    with torch.set_grad_enabled(workload.gradients):
+        found = deviations(workload)
+        if not found[ours].ok:
+            return Measurement(ours, found)
+        right = [one for one in workload.contenders if one.name not in found or found[one.name].ok]
+        with _no_collection():
+            return Measurement(ours, found, _samples(right, effort, clock))
+
+
+def deviations(workload: Workload) -> dict[str, Deviation]:
+    """The worst deviation of each contender that has something to compare."""
+    found = {}
+    with torch.set_grad_enabled(workload.gradients):
+        exact = workload.exact()
+        for index, contender in enumerate(workload.contenders):
+            pairs = zip(contender.comparable(contender.call()), exact, strict=False)
+            compared = [_deviation(got, wanted, is_ours=index == 0) for got, wanted in pairs if got is not None]
+            if compared:
+                found[contender.name] = accuracy.worst(compared)
+    return found
+
+
+def _deviation(got: Tensor, exact: Tensor, is_ours: bool) -> Deviation:
+    if is_ours:
+        return accuracy.deviation(got, exact)
+    return Deviation(accuracy.error(got, exact), RIVAL_LIMITS[got.dtype])
+
+
+def _samples(contenders: Sequence[Contender], effort: Effort, clock: Clock) -> dict[str, list[float]]:
+    calls = {one.name: _calls_a_sample(one, effort, clock) for one in contenders}
+    samples: dict[str, list[float]] = {one.name: [] for one in contenders}
+    start = time.perf_counter()
+    for repeat in range(effort.most):
+        if repeat >= effort.fewest and time.perf_counter() - start > effort.seconds:
+            break
+        first = repeat % len(contenders)
+        for one in (*contenders[first:], *contenders[:first]):
+            samples[one.name].append(clock(one.call, calls[one.name]))
+    return samples
+
+
+def _calls_a_sample(contender: Contender, effort: Effort, clock: Clock) -> int:
+    """Warms up, and finds how many calls make a sample long enough for the clock."""
+    seconds = min(clock(contender.call, 1) for _ in range(effort.warm_up))
+    return min(effort.most_calls, max(1, math.ceil(effort.sample_seconds / max(seconds, 1e-9))))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection within a sample."""
+    before = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

@@ -1,0 +1,124 @@
+"""The results of a session as terminal tables, as a JSON document and as a page of the documentation."""
+
+import datetime
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from surm_kernels.command import machine
+from surm_kernels.command.bench.records import (
+    Grid,
+    MemoryRecord,
+    Record,
+    memory_grid,
+    speed_grids,
+    verdict_grid,
+    verdicts,
+)
+
+METHOD = """\
+Each size is measured in one run: after a parity check against float64, every repeat calls each contender once, in
+rotating order. A time is the median over the repeats, with quartiles in brackets; a ratio is the rival's time over
+ours, taken within each repeat, median and quartiles again. Both sides use the same threads, allocate their results
+anew, and in forward + backward give the gradients of the input and of every parameter. torch.fft and PEFT C3A do not
+know bfloat16 and take it through float32. LoRA and dense weights train other parameters, so their gradients are not
+compared. PEFT C3A's input gradient is wrong for blocks larger than 2, so only its output and kernel gradient are
+compared. Memory is what one pass adds to the peak of a fresh process, beyond its input, output and gradients."""
+
+
+@dataclass
+class Session:
+    """Everything that was measured, and where."""
+
+    command: str
+    quick: bool
+    records: list[Record] = field(default_factory=list)
+    memory: list[MemoryRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    date: str = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).date().isoformat())
+
+    @property
+    def refused(self) -> bool:
+        """Whether one of our results was wrong."""
+        return any(record.measurement.refused for record in self.records)
+
+    def note(self, text: str) -> None:
+        """Keeps a remark for the report, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def facts() -> dict[str, str]:
+    """The machine and the software."""
+    versions = machine.versions("peft", "transformers")
+    return {
+        "processor": f"{machine.processor()}, {machine.cores()} cores",
+        "kernels": machine.kernels(),
+        "system": platform.platform(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def to_table(grid: Grid) -> Table:
+    """A table for the terminal."""
+    table = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(grid.headings):
+        table.add_column(heading, justify="left" if index == 0 else "right")
+    for row in grid.rows:
+        table.add_row(*("\n".join(cell) for cell in row))
+    return table
+
+
+def to_markdown(grid: Grid) -> str:
+    """A section with a table."""
+    lines = [f"## {grid.title[0].upper()}{grid.title[1:]}", "", _line(grid.headings)]
+    lines.append("|---|" + "---:|" * (len(grid.headings) - 1))
+    lines += [_line(tuple(" · ".join(cell) for cell in row)) for row in grid.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def grids(session: Session) -> list[Grid]:
+    """Every table of a session, the claims first."""
+    found = verdicts(session.records, session.memory)
+    tables = [verdict_grid(found)] if found else []
+    tables += speed_grids(session.records)
+    return tables + ([memory_grid(session.memory)] if session.memory else [])
+
+
+def page(session: Session) -> str:
+    """The whole session as a page."""
+    lines = ["# Benchmarks", "", METHOD, ""]
+    lines += [f"- {name}: {value}" for name, value in facts().items()]
+    lines += [f"- date: {session.date}", f"- command: `{session.command}`"]
+    lines += [f"- note: {note}" for note in session.notes]
+    return "\n".join([*lines, ""]) + "\n" + "\n".join(map(to_markdown, grids(session)))
+
+
+def document(session: Session) -> dict[str, Any]:
+    """The whole session, all samples included, for JSON."""
+    return {
+        "date": session.date,
+        "command": session.command,
+        "quick": session.quick,
+        "machine": {
+            "processor": machine.processor(),
+            "cores": machine.cores(),
+            "instruction_sets": list(machine.instruction_sets()),
+            "gpus": list(machine.gpus()),
+            "system": platform.platform(),
+        },
+        "kernels": machine.kernels(),
+        "versions": machine.versions("peft", "transformers"),
+        "claims": [verdict.to_json() for verdict in verdicts(session.records, session.memory)],
+        "measurements": [record.to_json() for record in session.records],
+        "memory": [record.to_json() for record in session.memory],
+        "notes": session.notes,
+    }

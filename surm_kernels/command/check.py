@@ -1,0 +1,290 @@
+"""`surm-kernels check`: every kernel on this machine against the dense float64 matrix, one line each.
+
+A structure is checked through its public product and matrix. Autograd takes the cheapest operator that gives the
+derivatives asked for, so the six maps below reach every kernel of a structure. One entry in STRUCTURES adds one.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from torch import Tensor
+
+from surm_kernels import dense, functional, reference
+from surm_kernels.command import accuracy, machine
+from surm_kernels.command.accuracy import Deviation
+from surm_kernels.command.usage import UsageError, select
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SCALE = 0.75
+FEW_TOKENS, MANY_TOKENS = (1, 17), (1, 17, 100)  # some, for the schedule that has few tokens and the one that has many
+SMALL = 100  # up to this many features there is time for many tokens
+LARGE = 1000  # beyond it only float32 is checked
+
+SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 768, 1000)
+LARGE_SIZES = (1536, 4093)  # the second is prime
+BLOCKS = ((1, 2, 2), (2, 2, 1), (2, 3, 5), (12, 3, 12), (4, 1, 63), (3, 2, 64), (1, 4, 97), (6, 6, 128), (3, 1, 500))
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is checked: `linear(x, *parameters, base=, scale=)`, `dense(*parameters)`, and the matrix by its formula.
+
+    `cases` has the parameter shapes of every problem.
+    """
+
+    name: str
+    linear: Callable[..., Tensor]
+    dense: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    cases: tuple[Shapes, ...]
+
+
+def _f_circulant(f: float) -> Structure:
+    return Structure(
+        f"f-circulant {f:g}",
+        lambda x, v, **options: functional.krylov_linear(x, v, f, **options),
+        partial(dense.krylov, f=f),
+        partial(reference.krylov, f=f),
+        (*(((n,),) for n in SIZES if n < 500), ((2, 3, 64),)),
+    )
+
+
+STRUCTURES = (
+    Structure(
+        "circulant",
+        functional.circulant_linear,
+        dense.circulant,
+        reference.circulant,
+        tuple(((n,),) for n in SIZES + LARGE_SIZES),
+    ),
+    Structure(
+        "skew-circulant",
+        functional.skew_circulant_linear,
+        dense.skew_circulant,
+        reference.skew_circulant,
+        tuple(((n,),) for n in SIZES + LARGE_SIZES),
+    ),
+    Structure(
+        "block circulant",
+        functional.block_circulant_linear,
+        dense.block_circulant,
+        reference.block_circulant,
+        tuple((shape,) for shape in BLOCKS),
+    ),
+    _f_circulant(0.0),
+    _f_circulant(-0.3),
+)
+
+
+class Problem:
+    """Random parameters, tokens and cotangents of one type, and the exact answers for them."""
+
+    def __init__(
+        self, structure: Structure, shapes: Shapes, dtype: torch.dtype, device: torch.device, seed: int
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float64).uniform_(-1, 1, generator=generator).to(device, dtype)
+
+        self.structure = structure
+        self.parameters = tuple(draw(*shape) for shape in shapes)
+        self._leaves = tuple(p.double().detach().clone().requires_grad_() for p in self.parameters)
+        self._graph = structure.reference(*self._leaves)
+        self.matrix = self._graph.detach()
+        outputs, inputs = self.matrix.shape
+        self.cotangent = draw(outputs, inputs)
+        counts = MANY_TOKENS if max(outputs, inputs) <= SMALL else FEW_TOKENS
+        self.batches = [Batch(self, draw(tokens, inputs), draw(tokens, outputs), draw(outputs)) for tokens in counts]
+
+    def parameter_gradients(self, cotangent: Tensor) -> tuple[Tensor, ...]:
+        """The exact gradients of `<cotangent, W>` with respect to the parameters."""
+        return torch.autograd.grad(self._graph, self._leaves, cotangent.double(), retain_graph=True)
+
+
+class Batch:
+    """Tokens x, a gradient g of the output, a bias as base, and the exact answers for them."""
+
+    def __init__(self, problem: Problem, x: Tensor, noise: Tensor, base: Tensor) -> None:
+        self._problem, self.x, self.base = problem, x, base
+        # A gradient that leans towards x W^T: the sum over tokens in the pullback cannot cancel by chance.
+        self.g = noise + torch.nn.functional.normalize(x.double() @ problem.matrix.mT).to(noise.dtype)
+
+    @cached_property
+    def product(self) -> Tensor:
+        return self.base.double() + SCALE * self.x.double() @ self._problem.matrix.mT
+
+    @cached_property
+    def x_gradient(self) -> Tensor:
+        return SCALE * self.g.double() @ self._problem.matrix
+
+    @cached_property
+    def parameter_gradients(self) -> tuple[Tensor, ...]:
+        return self._problem.parameter_gradients(SCALE * self.g.double().mT @ self.x.double())
+
+
+Pairs = Iterator[tuple[Tensor, Tensor]]  # results, each with the exact one
+
+
+def _product(problem: Problem) -> Pairs:
+    for batch in problem.batches:
+        y = problem.structure.linear(batch.x, *problem.parameters, base=batch.base, scale=SCALE)
+        yield y, batch.product
+
+
+def _gradients(problem: Problem, of_x: bool, of_parameters: bool) -> Pairs:
+    """The gradients asked for by autograd, which picks the operator: transposed, pullback, or both in one pass."""
+    for batch in problem.batches:
+        x = batch.x.clone().requires_grad_(of_x)
+        parameters = tuple(parameter.clone().requires_grad_(of_parameters) for parameter in problem.parameters)
+        y = problem.structure.linear(x, *parameters, scale=SCALE)
+        wanted = (x,) * of_x + parameters * of_parameters
+        exact = (batch.x_gradient,) * of_x
+        if of_parameters:
+            exact += batch.parameter_gradients
+        yield from zip(torch.autograd.grad(y, wanted, batch.g), exact, strict=True)
+
+
+def _dense(problem: Problem) -> Pairs:
+    yield problem.structure.dense(*problem.parameters), problem.matrix
+
+
+def _dense_adjoint(problem: Problem) -> Pairs:
+    parameters = tuple(parameter.clone().requires_grad_() for parameter in problem.parameters)
+    matrix = problem.structure.dense(*parameters)
+    got = torch.autograd.grad(matrix, parameters, problem.cotangent)
+    yield from zip(got, problem.parameter_gradients(problem.cotangent), strict=True)
+
+
+MAPS: dict[str, Callable[[Problem], Pairs]] = {
+    "product": _product,
+    "transposed": partial(_gradients, of_x=True, of_parameters=False),
+    "pullback": partial(_gradients, of_x=False, of_parameters=True),
+    "fused backward": partial(_gradients, of_x=True, of_parameters=True),
+    "dense": _dense,
+    "dense adjoint": _dense_adjoint,
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one map gave for one problem: its worst deviation, or the error it raised."""
+
+    shapes: Shapes
+    deviation: Deviation
+    raised: str = ""
+
+
+Findings = dict[tuple[str, torch.dtype], list[Finding]]  # by map and type
+
+
+def examine(structure: Structure, device: torch.device, advance: Callable[[], Any]) -> Findings:
+    """Every map of a structure on every problem and type; `advance` is called after each problem."""
+    findings: Findings = {(name, dtype): [] for name in MAPS for dtype in DTYPES}
+    for dtype in DTYPES:
+        for seed, shapes in enumerate(structure.cases):
+            if _included(shapes, dtype):
+                problem = Problem(structure, shapes, dtype, device, seed)
+                for name, function in MAPS.items():
+                    findings[name, dtype].append(_find(function, problem, shapes))
+            advance()
+    return findings
+
+
+def _included(shapes: Shapes, dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 or max(map(max, shapes)) <= LARGE
+
+
+def _find(function: Callable[[Problem], Pairs], problem: Problem, shapes: Shapes) -> Finding:
+    try:
+        pairs = list(function(problem))
+    except Exception as failure:  # a kernel that raises has failed; the others are still of interest
+        return Finding(shapes, Deviation(math.inf, 1.0), f"{type(failure).__name__}: {failure}")
+    return Finding(shapes, accuracy.worst(accuracy.deviation(got, exact) for got, exact in pairs))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of check to `parser`."""
+    names = ", ".join(structure.name for structure in STRUCTURES)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"structures, or parts of their names, of: {names}")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device to check on (default: cpu)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks the structures asked for, printing as it goes; 1 if any kernel failed."""
+    names = select("--only", arguments.only, (structure.name for structure in STRUCTURES))
+    chosen = [structure for structure in STRUCTURES if structure.name in names]
+    device = _device(arguments.device)
+    start, failures = time.perf_counter(), 0
+    console = Console()
+    console.print(f"{machine.kernels()}, {torch.get_num_threads()} threads, device {device}", highlight=False)
+    console.print("Worst normwise error against the dense float64 matrix;")
+    console.print("16-bit types: as a multiple of the error of rounding the exact answer.", highlight=False)
+    sizes, large = (" ".join(map(str, group)) for group in (SIZES, LARGE_SIZES))
+    console.print(f"Sizes {sizes}, in float32 {large};", highlight=False)
+    console.print(f"{len(BLOCKS)} shapes of blocks; {' or '.join(map(str, MANY_TOKENS))} tokens.\n", highlight=False)
+    _print_line(console, "structure", "kernel", [str(dtype).removeprefix("torch.") for dtype in DTYPES], "")
+    _print_line(console, "", "limit", [_limit(dtype) for dtype in DTYPES], "")
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("checking", total=len(DTYPES) * sum(len(structure.cases) for structure in chosen))
+        for structure in chosen:
+            findings = examine(structure, device, partial(progress.advance, task))
+            failures += sum(not _report(console, structure.name, name, findings) for name in MAPS)
+    checked = len(chosen) * len(MAPS)
+    verdict = f"{failures} of {checked} kernels FAILED" if failures else f"all {checked} kernels ok"
+    console.print(f"\n{verdict}, {time.perf_counter() - start:.0f} s", highlight=False)
+    return 1 if failures else 0
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise UsageError("--device: meta tensors hold no numbers to check")
+    return device
+
+
+def _report(console: Console, structure: str, name: str, findings: Findings) -> bool:
+    """Prints the line of one kernel, and one for every type that failed; True if all is well."""
+    worst = {dtype: max(findings[name, dtype], key=lambda finding: finding.deviation.share) for dtype in DTYPES}
+    failed = {dtype: finding for dtype, finding in worst.items() if not finding.deviation.ok}
+    cells = [_cell(dtype, finding) for dtype, finding in worst.items()]
+    _print_line(console, structure, name, cells, "FAILED" if failed else "ok")
+    for dtype, finding in failed.items():
+        what = finding.raised or f"error {finding.deviation.error:.1e}, limit {finding.deviation.limit:.1e}"
+        where = f"{str(dtype).removeprefix('torch.')}, parameters {', '.join(map(str, finding.shapes))}"
+        console.print(f"    {escape(where)}: {escape(what)}", highlight=False, soft_wrap=True)
+    return not failed
+
+
+def _print_line(console: Console, structure: str, name: str, cells: list[str], verdict: str) -> None:
+    style = "bold red" if verdict == "FAILED" else None
+    line = f"{structure:<17}{name:<15}{''.join(f'{cell:>10}' for cell in cells)}  {verdict}"
+    console.print(line.rstrip(), style=style, highlight=False, soft_wrap=True)
+
+
+def _cell(dtype: torch.dtype, finding: Finding) -> str:
+    if finding.raised:
+        return "raised"
+    if dtype in accuracy.LIMITS:
+        return f"{finding.deviation.error:.1e}"
+    return f"{accuracy.ROUNDING_FACTOR * finding.deviation.share:.2f} ×"
+
+
+def _limit(dtype: torch.dtype) -> str:
+    limit = accuracy.LIMITS.get(dtype)
+    return f"{accuracy.ROUNDING_FACTOR} ×" if limit is None else f"{limit:.0e}"

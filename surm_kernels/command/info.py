@@ -1,0 +1,93 @@
+"""`surm-kernels info`: what is installed and what serves here, the first thing to add to a report of a problem."""
+
+import argparse
+import os
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from surm_kernels import _environment, _extension
+from surm_kernels.command import machine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """info takes no arguments."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the facts, then the environment variables."""
+    console = Console()
+    for facts in (_facts(), _environment_variables()):
+        table = Table.grid(padding=(0, 2))
+        for name, value in facts:
+            table.add_row(name, value)
+        console.print(table, highlight=False, markup=False)
+        console.print()
+    return 0
+
+
+def _facts() -> list[tuple[str, str]]:
+    versions = machine.versions("peft", "transformers")
+    return [
+        *versions.items(),
+        ("processor", f"{machine.processor()}, {machine.cores()} cores"),
+        ("threads", f"{torch.get_num_threads()} in an operation"),
+        ("library", _library()),
+        ("instruction set", _instruction_set()),
+        ("CPU kernels", _kernels("CPU")),
+        ("CUDA kernels", _kernels("CUDA")),
+        ("CUDA build", _cuda_build()),
+        ("GPU", _gpu()),
+    ]
+
+
+def _library() -> str:
+    if _extension.available:
+        return str(_extension.library_path())
+    return f"not loaded, the PyTorch reference serves: {_extension.reason}"
+
+
+def _instruction_set() -> str:
+    used = _extension.instruction_set or "none, the library is not loaded"
+    return f"{used} (this machine has {', '.join(machine.instruction_sets())})"
+
+
+def _kernels(device: str) -> str:
+    """The operators that have a compiled kernel for a kind of device."""
+    operators = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("surm_kernels::"))
+    compiled = [
+        name.removeprefix("surm_kernels::")
+        for name in operators
+        if torch._C._dispatch_has_kernel_for_dispatch_key(name, device)
+    ]
+    return ", ".join(compiled) or "none, the PyTorch reference serves"
+
+
+def _cuda_build() -> str:
+    if not _extension.available:
+        return f"none: {_extension.reason}"
+    if not _extension.cuda_architectures:
+        return "none: nvcc was not found when the library was built, or SURM_KERNELS_CUDA was 0"
+    return f"compiled for {_extension.cuda_architectures}"
+
+
+def _gpu() -> str:
+    if names := machine.gpus():
+        return ", ".join(names)
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"none: torch {torch.__version__} is built without GPU support"
+    return "none: torch sees no GPU"
+
+
+def _environment_variables() -> list[tuple[str, str]]:
+    """Every variable the package reads: its value, where that comes from, and what it means."""
+    rows = []
+    for variable in _environment.VARIABLES:
+        value = os.environ.get(variable.name, "")
+        default = variable.default or "empty"
+        setting = f"{value} (default {default})" if value else f"{default} (default)"
+        if value and variable.allowed is not None and value not in variable.allowed:
+            setting += f", not one of {', '.join(variable.allowed)}"
+        rows.append((variable.name, f"{setting}; {variable.meaning}"))
+    return rows
