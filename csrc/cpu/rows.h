@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "krylov.h"
 #include "transform.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
@@ -82,12 +81,12 @@ RowScale<ComputeType<Storage>> scale_of_row(const Storage* row, int64_t n) {
 
 // z = in0 · row0 + i · in1 · row1, times the twist if there is one, then zeros up to the transform's length.
 template <class Storage>
-void load_pair(const Transform<ComputeType<Storage>>& transform, const Storage* row0, const Storage* row1,
+void load_pair(const Transform<ComputeType<Storage>>& transform, int64_t n, const Storage* row0, const Storage* row1,
                ComputeType<Storage> in0, ComputeType<Storage> in1, bool twisted,
                Complex<Vector<ComputeType<Storage>>>* z) {
   using Scalar = ComputeType<Storage>;
   constexpr int L = kLanes<Scalar>;
-  const int64_t n = transform.plan().size, full = n / L;
+  const int64_t full = n / L;
   if (twisted) {
     const Vector<Scalar>* twist = transform.twist();
     for (int64_t j = 0; j < full; ++j) {
@@ -111,11 +110,12 @@ void load_pair(const Transform<ComputeType<Storage>>& transform, const Storage* 
 
 // row = base + factor · part of z. Part: 0 real, 1 imaginary, of z times the conjugate of the twist if there is one.
 template <int kPart, bool kTwisted, bool kBase, class Storage>
-void store_row(const Transform<ComputeType<Storage>>& transform, const Complex<Vector<ComputeType<Storage>>>* z,
-               ComputeType<Storage> factor, const Storage* base, Storage* row) {
+void store_row(const Transform<ComputeType<Storage>>& transform, int64_t n,
+               const Complex<Vector<ComputeType<Storage>>>* z, ComputeType<Storage> factor, const Storage* base,
+               Storage* row) {
   using Scalar = ComputeType<Storage>;
   constexpr int L = kLanes<Scalar>;
-  const int64_t n = transform.plan().size, full = n / L;
+  const int64_t full = n / L;
   const Vector<Scalar>* twist = transform.twist();
   const auto part = [&](int64_t j) {
     const Complex<Vector<Scalar>> value = kTwisted ? multiply<true>(z[j], twist[2 * j], twist[2 * j + 1]) : z[j];
@@ -135,12 +135,13 @@ void store_row(const Transform<ComputeType<Storage>>& transform, const Complex<V
 }
 
 template <int kPart, class Storage>
-void store_row(const Transform<ComputeType<Storage>>& transform, const Complex<Vector<ComputeType<Storage>>>* z,
-               ComputeType<Storage> factor, bool twisted, const Storage* base, Storage* row) {
-  if (twisted && base != nullptr) return store_row<kPart, true, true>(transform, z, factor, base, row);
-  if (twisted) return store_row<kPart, true, false>(transform, z, factor, base, row);
-  if (base != nullptr) return store_row<kPart, false, true>(transform, z, factor, base, row);
-  return store_row<kPart, false, false>(transform, z, factor, base, row);
+void store_row(const Transform<ComputeType<Storage>>& transform, int64_t n,
+               const Complex<Vector<ComputeType<Storage>>>* z, ComputeType<Storage> factor, bool twisted,
+               const Storage* base, Storage* row) {
+  if (twisted && base != nullptr) return store_row<kPart, true, true>(transform, n, z, factor, base, row);
+  if (twisted) return store_row<kPart, true, false>(transform, n, z, factor, base, row);
+  if (base != nullptr) return store_row<kPart, false, true>(transform, n, z, factor, base, row);
+  return store_row<kPart, false, false>(transform, n, z, factor, base, row);
 }
 
 // What a row gets that was not transformed: base + 0, or NaN.

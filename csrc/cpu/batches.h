@@ -1,0 +1,158 @@
+// Tokens in and out of walks: pairs of rows with their scales, the rows a walk reads, and where its results go.
+#pragma once
+
+#include "krylov.h"
+#include "rows.h"
+#include "stages.h"
+
+namespace surm::cpu::SURM_INSTRUCTION_SET {
+
+// Rows of one problem: token t begins at data + t · stride.
+template <class Storage>
+struct Rows {
+  const Storage* data = nullptr;
+  int64_t stride = 0;
+
+  const Storage* at(int64_t token) const { return data + token * stride; }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+template <class Storage>
+Rows<Storage> rows_of(const ConstRows& rows, int64_t group) {
+  if (rows.data == nullptr) return {};
+  return {static_cast<const Storage*>(rows.data) + group * rows.group_stride, rows.row_stride};
+}
+
+// Two neighbouring tokens; a row past the last token is null, reads as zeros and is not written.
+template <class Storage>
+struct Pair {
+  int64_t token;
+  const Storage* row[2];
+  RowScale<ComputeType<Storage>> scale[2];
+};
+
+// Where block `block` of results goes: row t of `out` (of `width` values) = base + scale · result.
+template <class Storage>
+struct Destination {
+  int64_t block, size, width;
+  ComputeType<Storage> scale;
+  Rows<Storage> base;
+  Storage* out;
+};
+
+// The pairs of tokens from `first` on, `count` of them, with the scales of their rows of `width` values.
+template <class Storage>
+void find_pairs(const Rows<Storage>& rows, int64_t first, int count, int64_t tokens, int64_t width,
+                Pair<Storage>* pairs) {
+  for (int64_t k = 0; k < 2 * count; ++k) {
+    const int64_t token = first + k;
+    Pair<Storage>& pair = pairs[k / 2];
+    if (k % 2 == 0) pair.token = token;
+    const bool there = token < tokens;
+    pair.row[k % 2] = there ? rows.at(token) : nullptr;
+    pair.scale[k % 2] = there ? scale_of_row(rows.at(token), width) : RowScale<ComputeType<Storage>>{};
+  }
+}
+
+// g is brought to one and x takes what g lost, so that the product of the two keeps its size. Sets `poisoned` if a row
+// is not finite; such a pair of rows adds nothing.
+template <class Storage>
+void balance(const Pair<Storage>* g, int count, Pair<Storage>* x, char* poisoned) {
+  for (int64_t k = 0; k < 2 * count; ++k) {
+    const auto& g_scale = g[k / 2].scale[k % 2];
+    auto& x_scale = x[k / 2].scale[k % 2];
+    const bool finite = g_scale.finite && x_scale.finite;
+    if (!finite) *poisoned = 1;
+    x_scale.in = finite ? g_scale.out : 0;
+  }
+}
+
+// Moves batches of pairs between tensors and packed rows of a transform.
+template <class Storage>
+class Batches {
+  using Scalar = ComputeType<Storage>;
+  using C = Complex<Vector<Scalar>>;
+  static constexpr bool kStoredAsComputed = std::is_same<Storage, Scalar>::value;
+
+ public:
+  // `size`: the longest row that is ever loaded.
+  Batches(const Transform<Scalar>& transform, int64_t size, bool twisted)
+      : t_(transform), twisted_(twisted), zeros_(size) {
+    std::memset(static_cast<void*>(zeros_.data()), 0, size * sizeof(Storage));
+  }
+
+  // `size` values of each row at `offset`, for the first stage to read, or already in z where it cannot.
+  void load(const Pair<Storage>* pairs, int count, int64_t offset, int64_t size, C* z,
+            RowSource<Scalar>* sources) const {
+    for (int p = 0; p < count; ++p, z += t_.vectors()) {
+      const RowScale<Scalar>* scale = pairs[p].scale;
+      const auto row = [&](int i) {
+        return pairs[p].row[i] != nullptr && scale[i].finite ? pairs[p].row[i] + offset : zeros_.data();
+      };
+      sources[p] = {};
+      if constexpr (kStoredAsComputed) {
+        if (direct(size)) {
+          sources[p] = {{row(0), row(1)}, {scale[0].in, scale[1].in}};
+          continue;
+        }
+      }
+      load_pair(t_, size, row(0), row(1), scale[0].in, scale[1].in, twisted_, z);
+    }
+  }
+
+  // Lets the last stage write the rows where it can.
+  void aim(const Pair<Storage>* pairs, int count, int64_t tokens, const Destination<Storage>& to,
+           RowSink<Scalar>* sinks) const {
+    std::fill(sinks, sinks + count, RowSink<Scalar>{});
+    if constexpr (kStoredAsComputed) {
+      for (int p = 0; direct(to.size) && p < count; ++p) {
+        const Pair<Storage>& pair = pairs[p];
+        if (pair.token + 1 >= tokens || !pair.scale[0].regular() || !pair.scale[1].regular()) continue;
+        for (int i = 0; i < 2; ++i) {
+          const int64_t offset = to.block * to.size;
+          sinks[p].row[i] = to.out + (pair.token + i) * to.width + offset;
+          sinks[p].base[i] = to.base ? to.base.at(pair.token + i) + offset : nullptr;
+          sinks[p].factor[i] = to.scale * pair.scale[i].out;
+        }
+      }
+    }
+  }
+
+  // Writes the rows that the last stage left in z.
+  void store(const Pair<Storage>* pairs, int count, int64_t tokens, const Destination<Storage>& to, const C* z,
+             const RowSink<Scalar>* sinks) const {
+    for (int p = 0; p < count; ++p, z += t_.vectors()) {
+      if (sinks[p].row[0] != nullptr) continue;
+      for (int i = 0; i < 2 && pairs[p].token + i < tokens; ++i) {
+        store_token(pairs[p].token + i, i, pairs[p].scale[i], to, z);
+      }
+    }
+  }
+
+ private:
+  // The first stage can read rows of this size and the last can write them.
+  bool direct(int64_t size) const {
+    return !twisted_ && size == t_.plan().length && !t_.plan().stages.empty() &&
+           has_butterfly(t_.plan().stages[0].radix);
+  }
+
+  void store_token(int64_t token, int part, const RowScale<Scalar>& scale, const Destination<Storage>& to,
+                   const C* z) const {
+    const int64_t offset = to.block * to.size;
+    const Storage* add = to.base ? to.base.at(token) + offset : nullptr;
+    Storage* row = to.out + token * to.width + offset;
+    if (!scale.regular()) {
+      store_constant(to.size, scale.finite ? Scalar{0} : std::numeric_limits<Scalar>::quiet_NaN(), add, row);
+    } else if (part == 0) {
+      store_row<0>(t_, to.size, z, to.scale * scale.out, twisted_, add, row);
+    } else {
+      store_row<1>(t_, to.size, z, to.scale * scale.out, twisted_, add, row);
+    }
+  }
+
+  const Transform<Scalar>& t_;
+  const bool twisted_;
+  const Buffer<Storage> zeros_;
+};
+
+}  // namespace surm::cpu::SURM_INSTRUCTION_SET

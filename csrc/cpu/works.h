@@ -1,0 +1,129 @@
+// What a walk does: to a spectrum, from a spectrum, through a product with one, and through both gradients of that.
+#pragma once
+
+#include "stages.h"
+#include "tiles.h"
+
+namespace surm::cpu::SURM_INSTRUCTION_SET {
+
+// Rows to their spectrum, written tile by tile in the order of the walk.
+template <class Scalar>
+struct ToSpectrum {
+  using C = Complex<Vector<Scalar>>;
+  const Transform<Scalar>& transform;
+  C* z;
+  const RowSource<Scalar>* sources;
+  C* spectrum;
+  Prefetch& prefetch;
+
+  void stage_in(size_t stage, int64_t offset, int64_t blocks) {
+    walk_stage_in(transform, stage, z, offset, blocks, sources, prefetch);
+  }
+  void stage_out(size_t, int64_t, int64_t) {}
+  void middle(int64_t offset, int64_t count) {
+    const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
+      prefetch.step();
+      tile_forward<Scalar>(row, spectrum);
+      spectrum += kTile<Scalar>;
+    };
+    for_each_tile<Scalar>(count, tile, z + offset);
+  }
+};
+
+// The way back.
+template <class Scalar>
+struct FromSpectrum {
+  using C = Complex<Vector<Scalar>>;
+  const Transform<Scalar>& transform;
+  C* z;
+  const RowSink<Scalar>* sinks;
+  const C* spectrum;
+  Prefetch& prefetch;
+
+  void stage_in(size_t, int64_t, int64_t) {}
+  void stage_out(size_t stage, int64_t offset, int64_t blocks) {
+    walk_stage_out(transform, stage, z, offset, blocks, sinks, prefetch);
+  }
+  void middle(int64_t offset, int64_t count) {
+    const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
+      prefetch.step();
+      tile_inverse<Scalar>(spectrum, row);
+      spectrum += kTile<Scalar>;
+    };
+    for_each_tile<Scalar>(count, tile, z + offset);
+  }
+};
+
+// Rows times a spectrum and back, in place: the spectrum of the rows only ever exists in registers.
+template <class Scalar>
+struct Product {
+  using C = Complex<Vector<Scalar>>;
+  const Transform<Scalar>& transform;
+  C* z;
+  const RowSource<Scalar>* sources;
+  const RowSink<Scalar>* sinks;
+  const C* factor;
+  Prefetch& prefetch;
+
+  void stage_in(size_t stage, int64_t offset, int64_t blocks) {
+    walk_stage_in(transform, stage, z, offset, blocks, sources, prefetch);
+  }
+  void stage_out(size_t stage, int64_t offset, int64_t blocks) {
+    walk_stage_out(transform, stage, z, offset, blocks, sinks, prefetch);
+  }
+  void middle(int64_t offset, int64_t count) {
+    constexpr int T = kTile<Scalar>;
+    const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
+      prefetch.step();
+      C u[T];
+      tile_forward<Scalar>(row, u);
+      SURM_UNROLL
+      for (int k = 0; k < T; ++k) u[k] = multiply<false>(u[k], factor[k].re, factor[k].im);
+      tile_inverse<Scalar>(u, row);
+      factor += T;
+    };
+    for_each_tile<Scalar>(count, tile, z + offset);
+  }
+};
+
+// Both gradients in one walk: sum += ĝ ∘ conj(x̂), and g <- back(ĝ ∘ factor) if a factor is given.
+template <class Scalar>
+struct ProductPullback {
+  using C = Complex<Vector<Scalar>>;
+  const Transform<Scalar>& transform;
+  C* g;
+  C* x;
+  const RowSource<Scalar>*g_sources, *x_sources;
+  const RowSink<Scalar>* g_sinks;
+  const C* factor;
+  C* sum;
+  Prefetch& prefetch;
+
+  void stage_in(size_t stage, int64_t offset, int64_t blocks) {
+    walk_stage_in(transform, stage, x, offset, blocks, x_sources, prefetch);
+    walk_stage_in(transform, stage, g, offset, blocks, g_sources, prefetch);
+  }
+  void stage_out(size_t stage, int64_t offset, int64_t blocks) {
+    if (factor != nullptr) walk_stage_out(transform, stage, g, offset, blocks, g_sinks, prefetch);
+  }
+  void middle(int64_t offset, int64_t count) {
+    constexpr int T = kTile<Scalar>;
+    const auto tile = [&](C* g_row, C* x_row) SURM_INLINE_LAMBDA {
+      prefetch.step();
+      C x_hat[T], u[T];
+      tile_forward<Scalar>(x_row, x_hat);
+      tile_forward<Scalar>(g_row, u);
+      SURM_UNROLL
+      for (int k = 0; k < T; ++k) sum[k] = sum[k] + multiply<true>(u[k], x_hat[k].re, x_hat[k].im);
+      sum += T;
+      if (factor == nullptr) return;
+      SURM_UNROLL
+      for (int k = 0; k < T; ++k) u[k] = multiply<false>(u[k], factor[k].re, factor[k].im);
+      tile_inverse<Scalar>(u, g_row);
+      factor += T;
+    };
+    for_each_tile<Scalar>(count, tile, g + offset, x + offset);
+  }
+};
+
+}  // namespace surm::cpu::SURM_INSTRUCTION_SET
