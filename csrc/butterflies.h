@@ -232,7 +232,8 @@ struct Butterfly<12, kInverse> : CompositeButterfly<3, 4, kInverse> {};
 template <bool kInverse>
 struct Butterfly<16, kInverse> : CompositeButterfly<4, 4, kInverse> {};
 
-// Any odd radix up to kMaximum, its cosines and sines given at run time: turns[2k] = cos(2πk/R), turns[2k+1] = sin.
+// Any odd radix up to kMaximum. turns[2(h(m-1) + k-1)] = cos(2π mk/R) and its neighbour the sine, for m, k = 1 … h,
+// h = (R-1)/2: odd_butterfly_turns() of the plan.
 template <bool kInverse, int kMaximum, class Value>
 SURM_INLINE void generic_odd_butterfly(Complex<Value>* u, int radix, const Lane<Value>* turns) {
   const int half = (radix - 1) / 2;
@@ -244,19 +245,32 @@ SURM_INLINE void generic_odd_butterfly(Complex<Value>* u, int radix, const Lane<
     difference[k] = u[k + 1] - u[radix - 1 - k];
     total = total + sum[k];
   }
-  for (int m = 1; m <= half; ++m) {
-    Complex<Value> even = first, odd = {first.re - first.re, first.re - first.re};
-    int phase = 0;
-    for (int k = 0; k < half; ++k) {
-      phase += m;
-      if (phase >= radix) phase -= radix;
-      const Lane<Value> c = turns[2 * phase], s = turns[2 * phase + 1];
-      even = {even.re + c * sum[k].re, even.im + c * sum[k].im};
-      odd = {odd.re + s * difference[k].re, odd.im + s * difference[k].im};
+  // A few frequencies at a time share the loads; past the last one they repeat it.
+  constexpr int kTogether = 4;
+  for (int m = 0; m < half; m += kTogether) {
+    Complex<Value> even[kTogether], odd[kTogether];
+    const Lane<Value>* turn[kTogether];
+    SURM_UNROLL
+    for (int i = 0; i < kTogether; ++i) {
+      turn[i] = turns + 2 * half * (m + i < half ? m + i : half - 1);
+      even[i] = first;
+      odd[i] = {first.re - first.re, first.re - first.re};
     }
-    const Complex<Value> turned = quarter_turn<kInverse>(odd);
-    u[m] = even + turned;
-    u[radix - m] = even - turned;
+    for (int k = 0; k < half; ++k) {
+      SURM_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        const Lane<Value> c = turn[i][2 * k], s = turn[i][2 * k + 1];
+        even[i] = {even[i].re + c * sum[k].re, even[i].im + c * sum[k].im};
+        odd[i] = {odd[i].re + s * difference[k].re, odd[i].im + s * difference[k].im};
+      }
+    }
+    SURM_UNROLL
+    for (int i = 0; i < kTogether; ++i) {
+      const int frequency = 1 + (m + i < half ? m + i : half - 1);
+      const Complex<Value> turned = quarter_turn<kInverse>(odd[i]);
+      u[frequency] = even[i] + turned;
+      u[radix - frequency] = even[i] - turned;
+    }
   }
   u[0] = total;
 }

@@ -33,8 +33,8 @@ class Transform {
     for (const Stage& stage : plan_.stages) {
       starts_.push_back(at);
       at += 2 * (stage.radix - 1) * stage.stride;
+      turns_.push_back(has_butterfly(stage.radix) ? std::vector<Scalar>{} : odd_butterfly_turns<Scalar>(stage.radix));
     }
-    make_generic_turns();
     make_twist();
   }
 
@@ -50,23 +50,12 @@ class Transform {
   const V* twist() const { return reinterpret_cast<const V*>(twist_.data()); }  // exp(iπ j/n), re and im
 
   const V* twiddles(size_t stage) const { return reinterpret_cast<const V*>(twiddles_.data() + starts_[stage]); }
-  const Scalar* generic_turns(size_t stage) const { return turns_.data() + stage * 2 * kLargestRadix; }
+  const Scalar* generic_turns(size_t stage) const { return turns_[stage].data(); }
 
   // A block above this size is split depth first, so that its parts stay in L1.
   static constexpr int64_t kCacheVectors = 24 * 1024 / static_cast<int64_t>(sizeof(C));
 
  private:
-  void make_generic_turns() {
-    turns_.resize(plan_.stages.size() * 2 * kLargestRadix);
-    for (size_t s = 0; s < plan_.stages.size(); ++s) {
-      const int radix = plan_.stages[s].radix;
-      for (int k = 0; k < radix && radix <= kLargestRadix; ++k) {
-        turns_[(s * kLargestRadix + k) * 2] = static_cast<Scalar>(surm::detail::turn_cos(k, radix));
-        turns_[(s * kLargestRadix + k) * 2 + 1] = static_cast<Scalar>(surm::detail::turn_sin(k, radix));
-      }
-    }
-  }
-
   void make_twist() {
     if (plan_.embedded()) return;
     twist_ = Buffer<Scalar>(2 * plan_.length);
@@ -83,7 +72,7 @@ class Transform {
   Plan plan_;
   Buffer<Scalar> twiddles_, twist_;
   std::vector<size_t> starts_;
-  std::vector<Scalar> turns_;
+  std::vector<std::vector<Scalar>> turns_;
 };
 
 // Walks the stages depth first: Work::stages_in before, Work::stages_out after what lies below, Work::middle at the

@@ -8,16 +8,17 @@
 namespace surm {
 namespace {
 
-// Vector operations an element pays in one stage: butterfly, twiddle, load and store. Measured on AVX-512 (float32,
-// data in L1); only the ratios matter.
+// Nanoseconds or cycles, only the ratios matter: what a complex vector costs in one stage, measured with float32 on
+// AVX-512 with the data in L1.
 struct RadixCost {
   int radix;
   double cost;
 };
-constexpr RadixCost kCosts[] = {{2, 8.5}, {3, 11.5}, {4, 11},  {5, 15},  {6, 15},  {7, 19},
-                                {8, 14},  {9, 19.5}, {11, 26}, {12, 18}, {13, 29}, {16, 19}};
+constexpr RadixCost kCosts[] = {{2, 2.6}, {3, 3.5}, {4, 3.3},  {5, 4.3},  {6, 4.4},  {7, 5.4},
+                                {8, 4.3}, {9, 5.8}, {11, 7.8}, {12, 5.6}, {13, 9.3}, {16, 6.0}};
+constexpr double kTileCost = 10.4;  // the radices inside a vector, with their transpositions
 
-double generic_cost(int radix) { return 12 + 1.3 * radix; }
+double generic_cost(int radix) { return 2.5 + 0.68 * radix; }
 
 double radix_cost(int radix) {
   for (const RadixCost& entry : kCosts) {
@@ -84,14 +85,13 @@ bool has_butterfly(int radix) {
 }
 
 Plan make_plan(int64_t size, int tile) {
-  const double tile_cost = tile == 1 ? 0 : 30;  // the last butterfly and the two transpositions
-  const double row_cost = 12;                   // load and store of a row, paid on n values
+  const double tile_cost = tile == 1 ? 0 : kTileCost;
   std::map<int64_t, Factors> known;
   double best_cost = std::numeric_limits<double>::infinity();
   Plan best{size, 0, tile, {}};
   const auto consider = [&](int64_t length) {
     const Factors& factors = cheapest_factors(length / tile, known);
-    const double cost = static_cast<double>(length) * (factors.cost + tile_cost + row_cost / 2);
+    const double cost = static_cast<double>(length) * (factors.cost + tile_cost);
     if (cost < best_cost) {
       best_cost = cost;
       best.length = length;

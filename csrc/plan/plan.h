@@ -65,4 +65,19 @@ std::vector<Scalar> twiddle_factors(const Plan& plan, int lanes) {
   return factors;
 }
 
+// Cosines and sines of the generic odd butterfly: 2π mk/R for m, then k, from 1 to (R-1)/2.
+template <class Scalar>
+std::vector<Scalar> odd_butterfly_turns(int radix) {
+  const double pi = 3.141592653589793238462643383279502884;
+  std::vector<Scalar> turns;
+  for (int m = 1; m <= (radix - 1) / 2; ++m) {
+    for (int k = 1; k <= (radix - 1) / 2; ++k) {
+      const double angle = 2 * pi * (m * k % radix) / radix;
+      turns.push_back(static_cast<Scalar>(std::cos(angle)));
+      turns.push_back(static_cast<Scalar>(std::sin(angle)));
+    }
+  }
+  return turns;
+}
+
 }  // namespace surm

@@ -27,12 +27,8 @@ template <bool kInverse>
 Values apply_generic(const Values& values) {
   const int radix = static_cast<int>(values.size());
   surm::Complex<double> u[surm::kLargestRadix];
-  std::vector<double> turns;
-  for (int k = 0; k < radix; ++k) {
-    u[k] = {values[k].real(), values[k].imag()};
-    turns.push_back(surm::detail::turn_cos(k, radix));
-    turns.push_back(surm::detail::turn_sin(k, radix));
-  }
+  const std::vector<double> turns = surm::odd_butterfly_turns<double>(radix);
+  for (int k = 0; k < radix; ++k) u[k] = {values[k].real(), values[k].imag()};
   surm::generic_odd_butterfly<kInverse, surm::kLargestRadix>(u, radix, turns.data());
   Values result;
   for (int k = 0; k < radix; ++k) result.emplace_back(u[k].re, u[k].im);
