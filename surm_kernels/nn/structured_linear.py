@@ -1,0 +1,101 @@
+"""The layer every structured layer is: parameters of a structure, a bias, and one product."""
+
+import math
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from surm_kernels.structures import Structure
+
+Layer = TypeVar("Layer", bound="StructuredLinear")
+
+
+class StructuredLinear(nn.Module):
+    """`x @ W.T + bias` for a structured W: takes the place of torch.nn.Linear.
+
+    The parameters carry the structure's names (`c` for a circulant), so state_dict has them beside `bias`. A subclass
+    fixes the structure: its `__init__` takes (in_features, out_features, bias=True, device=None, dtype=None) and the
+    structure's own options by keyword.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.structure = structure
+        self.in_features = structure.in_features
+        self.out_features = structure.out_features
+        self._names = tuple(structure.parameter_shapes())
+        for name, shape in structure.parameter_shapes().items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.bias: nn.Parameter | None
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def structured_parameters(self) -> tuple[Tensor, ...]:
+        """The parameters of W, in the structure's order."""
+        return tuple(getattr(self, name) for name in self._names)
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters by the structure's first initialisation and the bias as torch.nn.Linear does."""
+        self.structure.initialise(self.structured_parameters())
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.structure.linear(x, *self.structured_parameters(), base=self.bias)
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """A torch.nn.Linear with the same map."""
+        weight = self.structure.dense(*self.structured_parameters())
+        linear = nn.utils.skip_init(
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        linear.weight.copy_(weight)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return linear
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(cls: type[Layer], linear: nn.Linear, **options: Any) -> Layer:
+        """The layer nearest to `linear` in Frobenius norm, with its bias; options go to the layer's constructor.
+
+        Raises:
+            TypeError: `linear` is no torch.nn.Linear.
+            NotImplementedError: no formula for the nearest structured matrix is known.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        weight, bias = linear.weight, linear.bias
+        constructor: Any = cls  # a subclass takes sizes where this class takes a structure
+        layer: Layer = constructor(
+            linear.in_features,
+            linear.out_features,
+            bias=bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+            **options,
+        )
+        for parameter, value in zip(layer.structured_parameters(), layer.structure.nearest(weight), strict=True):
+            parameter.copy_(value)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
+        return layer
+
+    def extra_repr(self) -> str:
+        return f"{self.structure.extra_repr()}, bias={self.bias is not None}"

@@ -1,0 +1,103 @@
+"""What a structure is: a linear map W(parameters) from in_features to out_features with few parameters.
+
+A structure holds sizes and formulas, never tensors: layers, adapters and optimisers own the parameters and pass them
+in, in the order of `parameter_shapes`. So one structure serves a layer, a frozen base with an update, or a test.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from surm_kernels import _checks
+
+
+class Structure(ABC):
+    """A family of out_features x in_features matrices.
+
+    A subclass sets `initialisations` and defines the abstract methods; `nearest` where a projection is known.
+    """
+
+    #: Names `initialise` accepts; the first is the default.
+    initialisations: tuple[str, ...]
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        _checks.require_size("in_features", in_features)
+        _checks.require_size("out_features", out_features)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    @abstractmethod
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, in the order the other methods take them."""
+
+    def count(self) -> int:
+        """How many numbers the parameters hold."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes().values())
+
+    @torch.no_grad()
+    def initialise(
+        self, parameters: Sequence[Tensor], method: str | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        """Fills the parameters in place, by one of `initialisations` (the first if none is named)."""
+        method = self.initialisations[0] if method is None else method
+        if method not in self.initialisations:
+            raise ValueError(f"method must be one of {', '.join(self.initialisations)}, got {method!r}")
+        self._initialise(tuple(parameters), method, generator)
+
+    @abstractmethod
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        """Fills the parameters; the method is one of `initialisations`."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        """`base + scale * x @ W.T`, (..., in_features) to (..., out_features)."""
+
+    @abstractmethod
+    def dense(self, *parameters: Tensor) -> Tensor:
+        """The matrix W, (out_features, in_features)."""
+
+    def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The parameters of the matrix nearest to `weight` in Frobenius norm."""
+        raise NotImplementedError(f"the nearest {type(self).__name__} to a matrix has no known formula")
+
+    def extra_repr(self) -> str:
+        """The arguments that make this structure, as its repr and a layer's repr show them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def _check_weight(self, weight: Tensor) -> None:
+        _checks.require_floating("weight", weight)
+        if weight.shape != (self.out_features, self.in_features):
+            wanted = (self.out_features, self.in_features)
+            raise ValueError(f"weight must have shape {wanted}, got {tuple(weight.shape)}")
+
+
+def top_left_linear(
+    product: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    base: Tensor | None,
+    in_features: int,
+    out_features: int,
+) -> Tensor:
+    """A rectangular product by a square one: the top left part of the square of size max(in_features, out_features).
+
+    `product(x, base)` is the square product. x is padded with zeros, the first out_features outputs are kept.
+    """
+    if in_features == out_features:
+        return product(x, base)
+    _checks.require_floating("x", x)
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
+    size = max(in_features, out_features)
+    if base is not None and out_features < size:
+        _checks.require_floating("base", base)
+        base = _checks.broadcast_base(base, (*x.shape[:-1], out_features))
+        base = functional.pad(base, (0, size - out_features))
+    y = product(functional.pad(x, (0, size - in_features)), base)
+    return y[..., :out_features]

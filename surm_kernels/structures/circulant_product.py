@@ -1,0 +1,47 @@
+"""SURM's circulant update (arXiv 2406.17740): the elementwise product of two circulant matrices."""
+
+import torch
+from torch import Tensor
+
+from surm_kernels.structures.base import Structure
+from surm_kernels.structures.circulant import Circulant
+
+
+class CirculantProduct(Structure):
+    """C(r1) * C(r2) = C(r1 * r2), elementwise, whole or in blocks.
+
+    Initialisations, both with W = 0: "update" is r1 = 0 and r2 ~ N(0, 0.02^2), "repo" r2 ~ N(0, 1) as in the
+    authors' code.
+    """
+
+    initialisations = ("update", "repo")
+
+    def __init__(self, in_features: int, out_features: int, block_size: int | None = None) -> None:
+        super().__init__(in_features, out_features)
+        self.circulant = Circulant(in_features, out_features, block_size)
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        (shape,) = self.circulant.parameter_shapes().values()
+        return {"r1": shape, "r2": shape}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        r1, r2 = parameters
+        r1.zero_()
+        r2.normal_(0, 0.02 if method == "update" else 1, generator=generator)
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        r1, r2 = parameters
+        return self.circulant.linear(x, r1 * r2, base=base, scale=scale)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        r1, r2 = parameters
+        return self.circulant.dense(r1 * r2)
+
+    def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The nearest circulant, split into factors of equal magnitude."""
+        (c,) = self.circulant.nearest(weight)
+        root = c.abs().sqrt()
+        return c.sign() * root, root
+
+    def extra_repr(self) -> str:
+        return self.circulant.extra_repr()

@@ -1,0 +1,80 @@
+"""What circulant and skew-circulant share: f-circulant matrices with f = 1 or -1, whole or in blocks."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as torch_functional
+
+from surm_kernels import _checks, dense, functional
+from surm_kernels.ops import krylov as _ops
+from surm_kernels.structures.base import Structure, top_left_linear
+
+
+class KrylovStructure(Structure):
+    """The f-circulant matrix Z_f(v), f = `sign`.
+
+    Without `block_size` v is (n,) with n = max(in_features, out_features), and the map is the top left part of the
+    square. With it v is (out_features / block_size, in_features / block_size, block_size), first columns of blocks.
+
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" starts from W = 0.
+    """
+
+    initialisations = ("layer", "update")
+    sign: int
+    parameter: str
+
+    def __init__(self, in_features: int, out_features: int, block_size: int | None = None) -> None:
+        super().__init__(in_features, out_features)
+        if block_size is not None:
+            _checks.require_size("block_size", block_size)
+            if in_features % block_size or out_features % block_size:
+                raise ValueError(
+                    f"block_size must divide in_features and out_features, "
+                    f"got {block_size} for {in_features} and {out_features}"
+                )
+        self.block_size = block_size
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        block = self.block_size
+        if block is None:
+            return {self.parameter: (max(self.in_features, self.out_features),)}
+        return {self.parameter: (self.out_features // block, self.in_features // block, block)}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        (v,) = parameters
+        if method == "update":
+            v.zero_()
+        else:
+            bound = 1 / math.sqrt(self.in_features)
+            v.uniform_(-bound, bound, generator=generator)
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        (v,) = parameters
+
+        def product(x: Tensor, base: Tensor | None) -> Tensor:
+            return functional.krylov_linear(x, v, self.sign, base=base, scale=scale)
+
+        if self.block_size is not None:
+            return product(x, base)
+        return top_left_linear(product, x, base, self.in_features, self.out_features)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        (v,) = parameters
+        return dense.krylov(v, self.sign)[: self.out_features, : self.in_features]
+
+    def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The signed mean over each f-circulant diagonal, of the entries present."""
+        self._check_weight(weight)
+        inside = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        block, entries = self.block_size, self.block_size or min(weight.shape)  # entries a diagonal has
+        if block is None:
+            block = max(weight.shape)
+            inside = torch_functional.pad(inside, (0, block - self.in_features, 0, block - self.out_features))
+        means = _ops.krylov_dense_adjoint(inside.unsqueeze(0), block, self.sign) / entries
+        (shape,) = self.parameter_shapes().values()
+        return (means.view(shape).to(weight.dtype),)
+
+    def extra_repr(self) -> str:
+        blocks = "" if self.block_size is None else f", block_size={self.block_size}"
+        return super().extra_repr() + blocks

@@ -1,0 +1,363 @@
+"""Derivatives of the krylov operators of every kind and order, and all the ways torch transforms a program."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from surm_kernels import dense, functional, nn
+from surm_kernels.ops.krylov import krylov, krylov_backward, krylov_dense, krylov_dense_adjoint, krylov_pullback
+
+GROUPS, TOKENS, OUTPUTS, INPUTS, BLOCK = 2, 2, 2, 1, 3
+SHAPES = {
+    "v": (GROUPS, OUTPUTS, INPUTS, BLOCK),
+    "x": (GROUPS, TOKENS, INPUTS * BLOCK),
+    "g": (GROUPS, TOKENS, OUTPUTS * BLOCK),
+    "w": (GROUPS, OUTPUTS * BLOCK, INPUTS * BLOCK),
+}
+
+# Every operator as a function of tensors alone, with the tensors it takes.
+OPERATORS: dict[str, tuple[Callable, str]] = {
+    "krylov": (lambda x, v, base: krylov(x, v, base, 1, 0.7, False), "xvg"),
+    "krylov without base": (lambda x, v: krylov(x, v, None, 1, 0.7, False), "xv"),
+    "krylov, skew": (lambda x, v, base: krylov(x, v, base, -1, 0.7, False), "xvg"),
+    "krylov, transposed": (lambda g, v, base: krylov(g, v, base, 1, 0.7, True), "gvx"),
+    "krylov, skew, transposed": (lambda g, v, base: krylov(g, v, base, -1, 0.7, True), "gvx"),
+    "pullback": (lambda g, x: krylov_pullback(g, x, BLOCK, 1, 0.7), "gx"),
+    "pullback, skew": (lambda g, x: krylov_pullback(g, x, BLOCK, -1, 0.7), "gx"),
+    "backward": (lambda g, x, v: krylov_backward(g, x, v, 1, 0.7, False), "gxv"),
+    "backward, skew": (lambda g, x, v: krylov_backward(g, x, v, -1, 0.7, False), "gxv"),
+    "backward, transposed": (lambda x, g, v: krylov_backward(x, g, v, 1, 0.7, True), "xgv"),
+    "backward, skew, transposed": (lambda x, g, v: krylov_backward(x, g, v, -1, 0.7, True), "xgv"),
+    "dense": (lambda v: krylov_dense(v, 1), "v"),
+    "dense, skew": (lambda v: krylov_dense(v, -1), "v"),
+    "dense adjoint": (lambda w: krylov_dense_adjoint(w, BLOCK, 1), "w"),
+    "dense adjoint, skew": (lambda w: krylov_dense_adjoint(w, BLOCK, -1), "w"),
+}
+operator_cases = pytest.mark.parametrize("name", OPERATORS)
+
+
+def inputs_of(name: str, requires_grad: bool = False, groups: int = GROUPS) -> tuple[Tensor, ...]:
+    shapes = ((groups, *SHAPES[key][1:]) for key in OPERATORS[name][1])
+    return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=requires_grad) for shape in shapes)
+
+
+def flat(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """One vector of everything an operator returned."""
+    return torch.cat([t.flatten() for t in result]) if isinstance(result, tuple) else result.flatten()
+
+
+def close(a: Tensor | tuple[Tensor, ...], b: Tensor | tuple[Tensor, ...]) -> bool:
+    return torch.allclose(flat(a), flat(b), rtol=1e-10, atol=1e-10)
+
+
+@operator_cases
+def test_first_derivatives_are_right_in_reverse_forward_and_batched_mode(name: str) -> None:
+    assert gradcheck(
+        OPERATORS[name][0],
+        inputs_of(name, requires_grad=True),
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
+
+
+@operator_cases
+def test_second_derivatives_are_right_in_reverse_and_forward_over_reverse_mode(name: str) -> None:
+    inputs = inputs_of(name, requires_grad=True, groups=1)
+    assert gradgradcheck(OPERATORS[name][0], inputs, check_fwd_over_rev=True)
+
+
+@operator_cases
+def test_derivatives_are_right_when_one_input_alone_asks_for_them(name: str) -> None:
+    function, inputs = OPERATORS[name][0], inputs_of(name, groups=1)
+    for position in range(len(inputs)):
+        alone = [t.clone().requires_grad_(index == position) for index, t in enumerate(inputs)]
+        assert gradcheck(function, alone, check_forward_ad=True)
+        assert gradgradcheck(function, alone)
+
+
+@operator_cases
+def test_operators_pass_opcheck(name: str) -> None:
+    function = OPERATORS[name][0]
+    for requires_grad in (False, True):
+        calls = []
+        with torch.no_grad(), RecordCalls(calls):
+            function(*inputs_of(name))
+        ((operator, arguments),) = calls
+        fresh = [t.clone().requires_grad_(requires_grad) if isinstance(t, Tensor) else t for t in arguments]
+        with warnings.catch_warnings():  # the operators themselves are not differentiable, and opcheck tries
+            warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")
+            opcheck(operator, tuple(fresh))
+
+
+class RecordCalls(TorchDispatchMode):
+    """Notes the operators of this package that run inside it."""
+
+    def __init__(self, calls: list) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        if operator.namespace == "surm_kernels":
+            self.calls.append((operator, arguments))
+        return operator(*arguments, **(keywords or {}))
+
+
+@operator_cases
+def test_vmap_over_any_subset_of_inputs_is_a_loop(name: str) -> None:
+    function, keys = OPERATORS[name]
+    for subset in range(1, 2 ** len(keys)):
+        dims = tuple((index + 1) % 4 if subset >> index & 1 else None for index in range(len(keys)))
+        inputs = [
+            torch.randn(shape if dim is None else (*shape[:dim], 5, *shape[dim:]), dtype=torch.float64)
+            for dim, shape in zip(dims, (SHAPES[key] for key in keys), strict=True)
+        ]
+        mapped = vmap(function, in_dims=dims)(*inputs)
+        for index in range(5):
+            one = function(*(t if d is None else t.select(d, index) for t, d in zip(inputs, dims, strict=True)))
+            each = tuple(t[index] for t in mapped) if isinstance(mapped, tuple) else mapped[index]
+            assert close(each, one)
+
+
+@operator_cases
+def test_nested_vmap_is_two_loops(name: str) -> None:
+    function, inputs = OPERATORS[name][0], inputs_of(name)
+    stacked = [torch.stack([torch.stack([t, 2 * t, 3 * t]), torch.stack([-t, t, t])]) for t in inputs]
+    mapped = vmap(vmap(function))(*stacked)
+    for i in range(2):
+        for j in range(3):
+            each = tuple(t[i, j] for t in mapped) if isinstance(mapped, tuple) else mapped[i, j]
+            assert close(each, function(*(t[i, j] for t in stacked)))
+
+
+@operator_cases
+def test_vmap_of_grad_gives_the_gradient_of_each_sample(name: str) -> None:
+    function, inputs = OPERATORS[name][0], inputs_of(name)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return flat(function(*tensors)).square().sum()
+
+    positions = tuple(range(len(inputs)))
+    stacked = [torch.stack([t, 2 * t, t.flip(0)]) for t in inputs]
+    per_sample = vmap(grad(loss, argnums=positions))(*stacked)
+    for index in range(3):
+        assert close(tuple(t[index] for t in per_sample), grad(loss, argnums=positions)(*(t[index] for t in stacked)))
+
+
+@operator_cases
+def test_jacobians_of_both_modes_and_hessian_agree(name: str) -> None:
+    function, inputs = OPERATORS[name][0], inputs_of(name)
+    for position in range(len(inputs)):
+
+        def of_one(t: Tensor, position: int = position) -> Tensor:
+            return flat(function(*inputs[:position], t, *inputs[position + 1 :]))
+
+        jacobian = jacrev(of_one)(inputs[position])
+        assert close(jacobian, jacfwd(of_one)(inputs[position]))
+        # The operator is linear in each input, so the Hessian of its squared norm is 2 J^T J.
+        matrix = jacobian.flatten(1)
+        second = hessian(lambda t: of_one(t).square().sum())(inputs[position])
+        assert close(second.reshape(matrix.shape[1], -1), 2 * matrix.T @ matrix)
+
+
+@operator_cases
+def test_forward_mode_works_under_no_grad(name: str) -> None:
+    function, inputs = OPERATORS[name][0], inputs_of(name)
+    tangents = inputs_of(name)
+    _, expected = jvp(function, inputs, tangents)
+    with torch.no_grad(), forward_ad.dual_level():
+        result = function(*map(forward_ad.make_dual, inputs, tangents))
+        results = result if isinstance(result, tuple) else (result,)
+        assert close(tuple(forward_ad.unpack_dual(t).tangent for t in results), flat(expected))
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if "skew" not in name])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("gradients", [False, True], ids=["forward", "backward"])
+def test_compiles_without_graph_breaks(name: str, dynamic: bool, gradients: bool) -> None:
+    torch._dynamo.reset()
+    function, keys = OPERATORS_OF_BLOCK[name]
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(partial(around, function), fullgraph=True, dynamic=dynamic, backend=counter)
+    # Neither 0 nor 1, which torch.compile takes as constants, and no two sizes alike.
+    sizes = [(2, 3, 4, 5, 7), (3, 5, 2, 4, 6)] if dynamic else [(2, 3, 4, 5, 7)]
+    for groups, tokens, outputs, inputs, block in sizes:
+        shapes = {
+            "v": (groups, outputs, inputs, block),
+            "x": (groups, tokens, inputs * block),
+            "g": (groups, tokens, outputs * block),
+            "w": (groups, outputs * block, inputs * block),
+        }
+        tensors = [torch.randn(shapes[key], dtype=torch.float64, requires_grad=gradients) for key in keys]
+        got, wanted = compiled(block, *tensors), around(function, block, *tensors)
+        assert close(got, wanted)
+        if gradients:
+            got_gradients, wanted_gradients = (torch.autograd.grad(y.square().sum(), tensors) for y in (got, wanted))
+            assert close(got_gradients, wanted_gradients)
+    assert counter.frame_count == 1
+
+
+def around(function: Callable, block: int, *tensors: Tensor) -> Tensor:
+    """The operator between elementwise operations, as in a model."""
+    return flat(function(block, *(t.sin() for t in tensors))).cos()
+
+
+OPERATORS_OF_BLOCK: dict[str, tuple[Callable, str]] = {
+    **{
+        name: (lambda block, *tensors, function=function: function(*tensors), keys)
+        for name, (function, keys) in OPERATORS.items()
+    },
+    "pullback": (lambda block, g, x: krylov_pullback(g, x, block, 1, 0.7), "gx"),
+    "dense adjoint": (lambda block, w: krylov_dense_adjoint(w, block, 1), "w"),
+}
+
+
+LAYER_CASES = {
+    "circulant": lambda x, p, base: functional.circulant_linear(x, p, base=base, scale=0.5),
+    "skew": lambda x, p, base: functional.skew_circulant_linear(x, p, base=base, scale=0.5),
+    "blocks": lambda x, p, base: functional.block_circulant_linear(x, p.reshape(2, 2, -1), base=base, scale=0.5),
+    "general f": lambda x, p, base: functional.krylov_linear(x, p, 0.3, base=base, scale=0.5),
+    "dense": lambda x, p, base: x @ dense.circulant(p).T + base,
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("case", LAYER_CASES)
+def test_public_functions_compile_with_their_checks_inside(case: str, autocast: bool, dynamic: bool) -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def model(x: Tensor, p: Tensor, base: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return LAYER_CASES[case](x.sin(), 2 * p, base).float().relu()
+
+    compilations = []
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=counter)
+    for batch, tokens, n in ((2, 3, 16), (5, 7, 20))[: 1 + dynamic]:
+        tensors = [torch.randn(shape, requires_grad=True) for shape in ((batch, tokens, n), (n,), (n,))]
+        tensors[1].data /= n**0.5 / 2
+        if case == "blocks":
+            tensors[1] = torch.randn(2 * n, requires_grad=True)
+        got, wanted = compiled(*tensors), model(*tensors)
+        assert torch.allclose(got, wanted, atol=1e-5)
+        for a, b in zip(*(torch.autograd.grad(y.sum(), tensors) for y in (got, wanted)), strict=True):
+            assert torch.allclose(a, b, rtol=0.05 if autocast else 1e-4, atol=0.3 if autocast else 1e-4)
+        compilations.append(counter.frame_count)
+    assert len(set(compilations)) == 1, "other sizes must not compile again"
+
+
+def test_inductor_compiles_a_layer_and_its_backward() -> None:
+    torch._dynamo.reset()
+    layer = nn.CirculantLinear(12, 8)
+    x = torch.randn(5, 12, requires_grad=True)
+    compiled = torch.compile(lambda x: layer(x).relu().square(), fullgraph=True)
+    wanted = layer(x).relu().square()
+    assert torch.allclose(compiled(x), wanted, atol=1e-6)
+    inputs = [x, *layer.parameters()]
+    for a, b in zip(*(torch.autograd.grad(y.sum(), inputs) for y in (compiled(x), wanted)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_same_tensor_in_every_place_gets_the_sum_of_its_gradients(compiled: bool) -> None:
+    torch._dynamo.reset()
+
+    def everywhere(p: Tensor) -> Tensor:
+        return functional.circulant_linear(p, p, base=p, scale=0.5)
+
+    def twice(g: Tensor) -> Tensor:
+        return krylov_pullback(g, g, 4, -1, 1.0)
+
+    for function, t in ((everywhere, torch.randn(6)), (twice, torch.randn(2, 3, 8))):
+        t = t.double().requires_grad_()
+        called = torch.compile(function, fullgraph=True, backend="aot_eager") if compiled else function
+        assert gradcheck(called, t)
+
+
+@pytest.mark.parametrize("case", LAYER_CASES)
+def test_autocast_computes_in_its_type_and_gives_gradients_in_the_tensors_types(case: str) -> None:
+    x, base = torch.randn(3, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    p = torch.randn(16 if case == "blocks" else 8, dtype=torch.float16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = LAYER_CASES[case](x, p, base) if case != "dense" else functional.circulant_linear(x, p, base=base)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert [t.grad.dtype for t in (x, p, base)] == [t.dtype for t in (x, p, base)]
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    x, c = torch.randn(3, 8, dtype=torch.float64), torch.randn(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.circulant_linear(x, c).dtype == torch.float64
+
+
+@pytest.mark.parametrize("case", LAYER_CASES)
+def test_exports_with_a_dynamic_number_of_tokens(case: str) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor, p: Tensor, base: Tensor) -> Tensor:
+            return LAYER_CASES[case](x, p, base)
+
+    p = torch.randn(16 if case == "blocks" else 8)
+    tokens = torch.export.Dim("tokens", min=2)
+    program = torch.export.export(
+        Model(), (torch.randn(3, 8), p, torch.randn(8)), dynamic_shapes=({0: tokens}, None, None)
+    )
+    x, base = torch.randn(9, 8), torch.randn(8)
+    assert torch.allclose(program.module()(x, p, base), LAYER_CASES[case](x, p, base))
+
+
+@operator_cases
+def test_meta_tensors_have_the_shape_of_real_results(name: str) -> None:
+    function, inputs = OPERATORS[name][0], inputs_of(name)
+    real, meta = function(*inputs), function(*(t.to("meta") for t in inputs))
+    for a, b in zip(*(t if isinstance(t, tuple) else (t,) for t in (real, meta)), strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+        assert b.is_meta
+
+
+def test_layers_work_on_meta_tensors_and_under_functional_call() -> None:
+    layer = nn.CirculantLinear(12, 8, device="meta")
+    assert layer(torch.empty(2, 3, 12, device="meta")).shape == (2, 3, 8)
+    real = nn.CirculantLinear(12, 8)
+    parameters, x = dict(real.named_parameters()), torch.randn(5, 12)
+    per_sample = vmap(grad(lambda p, x: functional_call(real, p, x).square().sum()), in_dims=(None, 0))(parameters, x)
+    real(x).square().sum().backward()
+    for name, parameter in real.named_parameters():
+        assert torch.allclose(per_sample[name].sum(0), parameter.grad, atol=1e-5)
+
+
+def test_backward_keeps_only_the_input_and_the_parameter() -> None:
+    x, v, base = (torch.randn(s, requires_grad=True) for s in ((1, 4, 8), (1, 1, 1, 8), (1, 4, 8)))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        krylov(x, v, base, 1, 1.0, False)
+    assert [t.data_ptr() for t in saved] == [x.data_ptr(), v.data_ptr()]
+
+
+def test_calls_that_need_no_derivative_record_none() -> None:
+    x, c = torch.randn(4, 8), torch.randn(8, requires_grad=True)
+    with torch.no_grad():
+        assert not functional.circulant_linear(x, c).requires_grad
+    with torch.inference_mode():
+        assert functional.circulant_linear(x, c).is_inference()
+    assert functional.circulant_linear(x, c).requires_grad
+    assert not functional.circulant_linear(x, c.detach()).requires_grad
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    x, c = torch.randn(4, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    plain = torch.autograd.grad(functional.circulant_linear(x, c).sin().sum(), (x, c))
+    y = checkpoint(functional.circulant_linear, x, c, use_reentrant=False)
+    for a, b in zip(plain, torch.autograd.grad(y.sin().sum(), (x, c)), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,144 @@
+"""The layers: same map as the nn.Linear they become or come from, and good manners as modules."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from surm_kernels.nn import BlockCirculantLinear, CirculantLinear, SkewCirculantLinear, StructuredLinear
+from surm_kernels.structures import CirculantProduct
+from tests import oracle
+
+# name: (class, sizes, options)
+LAYERS = {
+    "circulant": (CirculantLinear, (12, 12), {}),
+    "circulant, wide": (CirculantLinear, (12, 8), {}),
+    "circulant, tall": (CirculantLinear, (8, 12), {}),
+    "circulant, blocks": (CirculantLinear, (12, 8), {"block_size": 4}),
+    "skew-circulant": (SkewCirculantLinear, (12, 12), {}),
+    "skew-circulant, wide": (SkewCirculantLinear, (12, 8), {}),
+    "skew-circulant, blocks": (SkewCirculantLinear, (8, 12), {"block_size": 2}),
+    "block circulant": (BlockCirculantLinear, (12, 8), {"block_size": 4}),
+}
+layer_cases = pytest.mark.parametrize("name", LAYERS)
+
+
+def make(name: str, **more) -> StructuredLinear:
+    layer_class, sizes, options = LAYERS[name]
+    return layer_class(*sizes, **options, **more)
+
+
+@layer_cases
+@pytest.mark.parametrize("bias", [True, False])
+def test_to_linear_is_the_same_map(name: str, bias: bool) -> None:
+    layer = make(name, bias=bias, dtype=torch.float64)
+    linear = layer.to_linear()
+    assert (linear.bias is not None) == bias
+    assert linear.weight.requires_grad
+    for leading in ((), (3,), (2, 3)):
+        x = torch.randn(*leading, layer.in_features, dtype=torch.float64)
+        oracle.assert_close(layer(x), linear(x))
+
+
+@layer_cases
+@pytest.mark.parametrize("bias", [True, False])
+def test_from_linear_keeps_the_bias_and_is_the_nearest_layer(name: str, bias: bool) -> None:
+    layer_class, sizes, options = LAYERS[name]
+    linear = torch.nn.Linear(*sizes, bias=bias, dtype=torch.float64)
+    layer = layer_class.from_linear(linear, **options)
+    assert (layer.bias is not None) == bias
+    if bias:
+        assert torch.equal(layer.bias, linear.bias)
+        assert layer.bias is not linear.bias
+    weight = layer.to_linear().weight
+    assert weight.dtype == torch.float64
+    distance = (linear.weight - weight).norm()
+    for _ in range(10):
+        other = copy.deepcopy(layer)
+        for parameter in other.structured_parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        assert (linear.weight - other.to_linear().weight).norm() > distance
+    oracle.assert_close(layer_class.from_linear(layer.to_linear(), **options).to_linear().weight, weight.detach())
+
+
+@pytest.mark.parametrize("layer_class", [CirculantLinear, BlockCirculantLinear])
+def test_from_linear_refuses_what_is_no_linear_layer(layer_class) -> None:
+    with pytest.raises(TypeError, match="linear must be a torch.nn.Linear, got Conv1d"):
+        layer_class.from_linear(torch.nn.Conv1d(4, 4, 1))
+
+
+@layer_cases
+def test_state_dict_round_trips_and_names_the_parameters(name: str) -> None:
+    layer, other = make(name), make(name)
+    state = layer.state_dict()
+    assert set(state) == {*layer.structure.parameter_shapes(), "bias"}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    x = torch.randn(3, layer.in_features)
+    assert torch.equal(layer(x), other(x))
+
+
+@layer_cases
+def test_copies_and_pickles_are_independent_layers_with_the_same_map(name: str) -> None:
+    layer = make(name)
+    x = torch.randn(3, layer.in_features)
+    wanted = layer(x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), wanted)
+        other.structured_parameters()[0].data.zero_()
+        assert torch.equal(layer(x), wanted)
+
+
+@layer_cases
+def test_layers_train_move_and_convert_as_modules_do(name: str) -> None:
+    layer = make(name)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    x, target = torch.randn(16, layer.in_features), torch.randn(16, layer.out_features)
+    losses = []
+    for _ in range(5):
+        loss = (layer(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert layer.double()(x.double()).dtype == torch.float64
+    assert layer.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+    assert make(name, device="meta").to_empty(device="cpu")(x).shape == (16, layer.out_features)
+
+
+@layer_cases
+def test_outputs_start_with_the_variance_of_nn_linear(name: str) -> None:
+    layer_class, _, options = LAYERS[name]
+    options = {"block_size": 128} if options else {}
+    layer, linear = layer_class(768, 1536, **options), torch.nn.Linear(768, 1536)
+    x = torch.randn(200, 768)
+    assert layer(x).var().item() == pytest.approx(linear(x).var().item(), rel=0.2)
+    before = layer(x)
+    layer.reset_parameters()
+    assert not torch.equal(layer(x), before)
+
+
+def test_repr_shows_sizes_blocks_and_bias() -> None:
+    assert repr(CirculantLinear(12, 8)) == "CirculantLinear(in_features=12, out_features=8, bias=True)"
+    assert repr(BlockCirculantLinear(12, 8, 4, bias=False)) == (
+        "BlockCirculantLinear(in_features=12, out_features=8, block_size=4, bias=False)"
+    )
+
+
+def test_any_structure_makes_a_layer() -> None:
+    layer = StructuredLinear(CirculantProduct(12, 8))
+    assert [name for name, _ in layer.named_parameters()] == ["r1", "r2", "bias"]
+    x = torch.randn(3, 12)
+    assert torch.allclose(layer(x), layer.bias.expand(3, 8))
+
+
+def test_bad_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="block_size must divide in_features and out_features, got 5 for 12 and 8"):
+        BlockCirculantLinear(12, 8, 5)
+    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 12\), got \(3, 8\)"):
+        CirculantLinear(12, 8)(torch.zeros(3, 8))
