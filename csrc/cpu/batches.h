@@ -54,17 +54,21 @@ void find_pairs(const Rows<Storage>& rows, int64_t first, int count, int64_t tok
   }
 }
 
-// g is brought to one and x takes what g lost, so that the product of the two keeps its size. Sets `poisoned` if a row
-// is not finite; such a pair of rows adds nothing.
+// The tokens of x that belong to the pairs of g: x takes what g lost when it was brought to one, so that the product of
+// the two keeps its size. A row of x that is not finite makes the sum over tokens not finite, as it should, and needs
+// no search; false if a row of g is not, which was kept out.
 template <class Storage>
-void balance(const Pair<Storage>* g, int count, Pair<Storage>* x, char* poisoned) {
-  for (int64_t k = 0; k < 2 * count; ++k) {
-    const auto& g_scale = g[k / 2].scale[k % 2];
-    auto& x_scale = x[k / 2].scale[k % 2];
-    const bool finite = g_scale.finite && x_scale.finite;
-    if (!finite) *poisoned = 1;
-    x_scale.in = finite ? g_scale.out : 0;
+bool find_partners(const Rows<Storage>& rows, const Pair<Storage>* g, int count, int64_t tokens, Pair<Storage>* x) {
+  bool finite = true;
+  for (int p = 0; p < count; ++p) {
+    x[p].token = g[p].token;
+    for (int i = 0; i < 2; ++i) {
+      x[p].row[i] = g[p].token + i < tokens ? rows.at(g[p].token + i) : nullptr;
+      x[p].scale[i] = {g[p].scale[i].out, g[p].scale[i].in, true};
+      finite = finite && g[p].scale[i].finite;
+    }
   }
+  return finite;
 }
 
 // Moves batches of pairs between tensors and packed rows of a transform.
@@ -72,7 +76,6 @@ template <class Storage>
 class Batches {
   using Scalar = ComputeType<Storage>;
   using C = Complex<Vector<Scalar>>;
-  static constexpr bool kStoredAsComputed = std::is_same<Storage, Scalar>::value;
 
  public:
   // `size`: the longest row that is ever loaded.
@@ -83,44 +86,40 @@ class Batches {
 
   // `size` values of each row at `offset`, for the first stage to read, or already in z where it cannot.
   void load(const Pair<Storage>* pairs, int count, int64_t offset, int64_t size, C* z,
-            RowSource<Scalar>* sources) const {
+            RowSource<Storage>* sources) const {
     for (int p = 0; p < count; ++p, z += t_.vectors()) {
       const RowScale<Scalar>* scale = pairs[p].scale;
       const auto row = [&](int i) {
         return pairs[p].row[i] != nullptr && scale[i].finite ? pairs[p].row[i] + offset : zeros_.data();
       };
       sources[p] = {};
-      if constexpr (kStoredAsComputed) {
-        if (direct(size)) {
-          sources[p] = {{row(0), row(1)}, {scale[0].in, scale[1].in}};
-          continue;
-        }
+      if (direct(size)) {
+        sources[p] = {{row(0), row(1)}, {scale[0].in, scale[1].in}};
+      } else {
+        load_pair(t_, size, row(0), row(1), scale[0].in, scale[1].in, twisted_, z);
       }
-      load_pair(t_, size, row(0), row(1), scale[0].in, scale[1].in, twisted_, z);
     }
   }
 
   // Lets the last stage write the rows where it can.
   void aim(const Pair<Storage>* pairs, int count, int64_t tokens, const Destination<Storage>& to,
-           RowSink<Scalar>* sinks) const {
-    std::fill(sinks, sinks + count, RowSink<Scalar>{});
-    if constexpr (kStoredAsComputed) {
-      for (int p = 0; direct(to.size) && p < count; ++p) {
-        const Pair<Storage>& pair = pairs[p];
-        if (pair.token + 1 >= tokens || !pair.scale[0].regular() || !pair.scale[1].regular()) continue;
-        for (int i = 0; i < 2; ++i) {
-          const int64_t offset = to.block * to.size;
-          sinks[p].row[i] = to.out + (pair.token + i) * to.width + offset;
-          sinks[p].base[i] = to.base ? to.base.at(pair.token + i) + offset : nullptr;
-          sinks[p].factor[i] = to.scale * pair.scale[i].out;
-        }
+           RowSink<Storage>* sinks) const {
+    std::fill(sinks, sinks + count, RowSink<Storage>{});
+    for (int p = 0; direct(to.size) && p < count; ++p) {
+      const Pair<Storage>& pair = pairs[p];
+      if (pair.token + 1 >= tokens || !pair.scale[0].regular() || !pair.scale[1].regular()) continue;
+      for (int i = 0; i < 2; ++i) {
+        const int64_t offset = to.block * to.size;
+        sinks[p].row[i] = to.out + (pair.token + i) * to.width + offset;
+        sinks[p].base[i] = to.base ? to.base.at(pair.token + i) + offset : nullptr;
+        sinks[p].factor[i] = to.scale * pair.scale[i].out;
       }
     }
   }
 
   // Writes the rows that the last stage left in z.
   void store(const Pair<Storage>* pairs, int count, int64_t tokens, const Destination<Storage>& to, const C* z,
-             const RowSink<Scalar>* sinks) const {
+             const RowSink<Storage>* sinks) const {
     for (int p = 0; p < count; ++p, z += t_.vectors()) {
       if (sinks[p].row[0] != nullptr) continue;
       for (int i = 0; i < 2 && pairs[p].token + i < tokens; ++i) {

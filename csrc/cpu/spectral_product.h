@@ -60,7 +60,7 @@ class SpectralProduct {
         }
         for (int pair = 1; pair < pairs_; ++pair) std::copy(z, z + vectors, z + pair * vectors);
         Prefetch nothing;
-        ToSpectrum<Scalar> work{t_, z, nullptr, spectra.data() + item * spectrum_, nothing};
+        ToSpectrum<Storage> work{t_, z, nullptr, spectra.data() + item * spectrum_, nothing};
         descend(t_, work, 0, 0, pairs_);
       }
     });
@@ -189,15 +189,15 @@ class SpectralProduct {
     C* z;
     Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()});
     Pair<Storage> pairs[kMostPairs];
-    RowSource<Scalar> sources[kMostPairs];
-    RowSink<Scalar> sinks[kMostPairs];
+    RowSource<Storage> sources[kMostPairs];
+    RowSink<Storage> sinks[kMostPairs];
     find(x, unit, shape_.in_size, pairs);
     tokens_.load(pairs, pairs_, 0, shape_.in_size, z, sources);
     tokens_.aim(pairs, pairs_, shape_.tokens, to, sinks);
     Prefetch prefetch;
     prefetch_rows(prefetch, {to.out, to.width}, unit, to.width);
     prefetch_rows(prefetch, x, unit + 1, shape_.in_size);
-    Product<Scalar> work{t_, z, sources, sinks, factor, prefetch};
+    Product<Storage> work{t_, z, sources, sinks, factor, prefetch};
     descend(t_, work, 0, 0, pairs_);
     tokens_.store(pairs, pairs_, shape_.tokens, to, z, sinks);
   }
@@ -207,12 +207,11 @@ class SpectralProduct {
     Scratch::take(Scratch::Request<C>{&g_row, pairs_ * t_.vectors()},
                   Scratch::Request<C>{&x_row, pairs_ * t_.vectors()});
     Pair<Storage> g[kMostPairs], x[kMostPairs];
-    RowSource<Scalar> g_sources[kMostPairs], x_sources[kMostPairs];
-    RowSink<Scalar> sinks[kMostPairs];
+    RowSource<Storage> g_sources[kMostPairs], x_sources[kMostPairs];
+    RowSink<Storage> sinks[kMostPairs];
     const Destination<Storage>& to = gradients.x_gradient;
     find(gradients.g, unit, shape_.out_size, g);
-    find(gradients.x, unit, shape_.in_size, x);
-    balance(g, pairs_, x, gradients.poisoned);
+    if (!find_partners(gradients.x, g, pairs_, shape_.tokens, x)) *gradients.poisoned = 1;
     tokens_.load(g, pairs_, 0, shape_.out_size, g_row, g_sources);
     tokens_.load(x, pairs_, 0, shape_.in_size, x_row, x_sources);
     tokens_.aim(g, pairs_, shape_.tokens, to, sinks);
@@ -220,8 +219,8 @@ class SpectralProduct {
     if (gradients.factors != nullptr) prefetch_rows(prefetch, {to.out, to.width}, unit, to.width);
     prefetch_rows(prefetch, gradients.g, unit + 1, shape_.out_size);
     prefetch_rows(prefetch, gradients.x, unit + 1, shape_.in_size);
-    ProductPullback<Scalar> work{t_,      g_row, x_row, g_sources, x_sources, sinks, gradients.factors, gradients.sums,
-                                 prefetch};
+    ProductPullback<Storage> work{t_,      g_row, x_row, g_sources, x_sources, sinks, gradients.factors, gradients.sums,
+                                  prefetch};
     descend(t_, work, 0, 0, pairs_);
     if (gradients.factors != nullptr) tokens_.store(g, pairs_, shape_.tokens, to, g_row, sinks);
   }
@@ -231,12 +230,12 @@ class SpectralProduct {
   // Spectra of `blocks` blocks of `size` values of the pairs of a unit, (blocks, batches, spectrum).
   void to_spectra(const Pair<Storage>* pairs, int64_t blocks, int64_t size, Prefetch& prefetch, C* z,
                   C* spectra) const {
-    RowSource<Scalar> sources[kMostPairs];
+    RowSource<Storage> sources[kMostPairs];
     const int step = batches_in_walk(), count = step * pairs_;
     for (int64_t block = 0; block < blocks; ++block) {
       for (int batch = 0; batch < batches_; batch += step, spectra += step * spectrum_) {
         tokens_.load(pairs + batch * pairs_, count, block * size, size, z, sources);
-        ToSpectrum<Scalar> work{t_, z, sources, spectra, prefetch};
+        ToSpectrum<Storage> work{t_, z, sources, spectra, prefetch};
         descend(t_, work, 0, 0, count);
       }
     }
@@ -269,9 +268,9 @@ class SpectralProduct {
       if (batches_ == 2) sum_products<2>(factors, in, in_blocks, total);
       if (batches_ == 1) sum_products<1>(factors, in, in_blocks, total);
       for (int batch = 0; batch < batches_; batch += step) {
-        RowSink<Scalar> sinks[kMostPairs];
+        RowSink<Storage> sinks[kMostPairs];
         tokens_.aim(pairs + batch * pairs_, count, shape_.tokens, to, sinks);
-        FromSpectrum<Scalar> work{t_, z, sinks, total + batch * spectrum_, prefetch};
+        FromSpectrum<Storage> work{t_, z, sinks, total + batch * spectrum_, prefetch};
         descend(t_, work, 0, 0, count);
         tokens_.store(pairs + batch * pairs_, count, shape_.tokens, to, z, sinks);
       }
@@ -344,8 +343,7 @@ class SpectralProduct {
                   Scratch::Request<C>{&total, batches_ * spectrum_}, Scratch::Request<Pair<Storage>>{&g, unit_pairs_},
                   Scratch::Request<Pair<Storage>>{&x, unit_pairs_});
     find(gradients.g, unit, shape_.out_width(), g);
-    find(gradients.x, unit, shape_.in_width(), x);
-    balance(g, unit_pairs_, x, gradients.poisoned);
+    if (!find_partners(gradients.x, g, unit_pairs_, shape_.tokens, x)) *gradients.poisoned = 1;
     const Destination<Storage>& to = gradients.x_gradient;
     Prefetch prefetch;
     if (gradients.factors != nullptr) prefetch_rows(prefetch, {to.out, to.width}, unit, to.width);
@@ -375,7 +373,7 @@ class SpectralProduct {
         C* spectrum = sums + (group * chunks * blocks + block) * spectrum_;
         add_chunks(spectrum, chunks, blocks * spectrum_);
         Prefetch nothing;
-        FromSpectrum<Scalar> work{t_, z, nullptr, spectrum, nothing};
+        FromSpectrum<Storage> work{t_, z, nullptr, spectrum, nothing};
         descend(t_, work, 0, 0, pairs_);
         gather_pairs(z, factor, values);
         const char* flags = poisoned + group * chunks;

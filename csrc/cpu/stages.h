@@ -119,26 +119,26 @@ void run_stage(const Transform<Scalar>& transform, size_t stage, Complex<Vector<
 
 // Two real rows that the first stage reads itself, without a pass of its own: z = in[0] row[0] + i in[1] row[1].
 // No rows: z holds the packed row already.
-template <class Scalar>
+template <class Storage>
 struct RowSource {
-  const Scalar* row[2] = {nullptr, nullptr};
-  Scalar in[2] = {0, 0};
+  const Storage* row[2] = {nullptr, nullptr};
+  ComputeType<Storage> in[2] = {0, 0};
 };
 
 // Two real rows that the last stage writes itself: row = base + factor · part of z; base may be null for both.
 // No rows: the packed row stays in z.
-template <class Scalar>
+template <class Storage>
 struct RowSink {
-  Scalar* row[2] = {nullptr, nullptr};
-  const Scalar* base[2] = {nullptr, nullptr};
-  Scalar factor[2] = {0, 0};
+  Storage* row[2] = {nullptr, nullptr};
+  const Storage* base[2] = {nullptr, nullptr};
+  ComputeType<Storage> factor[2] = {0, 0};
 };
 
-template <int R, class Scalar>
-void run_first_stage(const RowSource<Scalar>& source, Complex<Vector<Scalar>>* z, int64_t stride,
+template <int R, class Storage, class Scalar = ComputeType<Storage>>
+void run_first_stage(const RowSource<Storage>& source, Complex<Vector<Scalar>>* z, int64_t stride,
                      const Vector<Scalar>* w, Prefetch& prefetch) {
   constexpr int L = kLanes<Scalar>;
-  const Scalar *re = source.row[0], *im = source.row[1];
+  const Storage *re = source.row[0], *im = source.row[1];
   const Scalar re_in = source.in[0], im_in = source.in[1];
   for (int64_t j = 0; j < stride; ++j, w += 2 * (R - 1)) {
     Complex<Vector<Scalar>> u[R];
@@ -155,11 +155,11 @@ void run_first_stage(const RowSource<Scalar>& source, Complex<Vector<Scalar>>* z
   }
 }
 
-template <int R, bool kBase, class Scalar>
-void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Scalar>& sink, int64_t stride,
+template <int R, bool kBase, class Storage, class Scalar = ComputeType<Storage>>
+void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Storage>& sink, int64_t stride,
                     const Vector<Scalar>* w, Prefetch& prefetch) {
   constexpr int L = kLanes<Scalar>;
-  const RowSink<Scalar> to = sink;
+  const RowSink<Storage> to = sink;
   for (int64_t j = 0; j < stride; ++j, w += 2 * (R - 1)) {
     Complex<Vector<Scalar>> u[R];
     prefetch.step();
@@ -180,9 +180,9 @@ void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Scalar>& sin
 
 // Stage `stage` of `blocks` blocks of z on the way in; the first stage takes the rows that `sources` (may be null)
 // names.
-template <class Scalar>
+template <class Storage, class Scalar = ComputeType<Storage>>
 void walk_stage_in(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t offset,
-                   int64_t blocks, const RowSource<Scalar>* sources, Prefetch& prefetch) {
+                   int64_t blocks, const RowSource<Storage>* sources, Prefetch& prefetch) {
   if (stage > 0 || sources == nullptr) return run_stage<false>(transform, stage, z + offset, blocks, prefetch);
   const Stage& first = transform.plan().stages[0];
   for (int64_t pair = 0; pair < blocks; ++pair, z += transform.vectors()) {
@@ -197,14 +197,14 @@ void walk_stage_in(const Transform<Scalar>& transform, size_t stage, Complex<Vec
   }
 }
 
-template <class Scalar>
+template <class Storage, class Scalar = ComputeType<Storage>>
 void walk_stage_out(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t offset,
-                    int64_t blocks, const RowSink<Scalar>* sinks, Prefetch& prefetch) {
+                    int64_t blocks, const RowSink<Storage>* sinks, Prefetch& prefetch) {
   if (stage > 0 || sinks == nullptr) return run_stage<true>(transform, stage, z + offset, blocks, prefetch);
   const Stage& last = transform.plan().stages[0];
   const int64_t stride = last.stride / kLanes<Scalar>;
   for (int64_t pair = 0; pair < blocks; ++pair, z += transform.vectors()) {
-    const RowSink<Scalar>& sink = sinks[pair];
+    const RowSink<Storage>& sink = sinks[pair];
     if (sink.row[0] == nullptr) {
       run_stage<true>(transform, 0, z, 1, prefetch);
     } else {

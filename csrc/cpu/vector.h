@@ -147,9 +147,8 @@ SURM_INLINE void store_vector(Storage* to, const Vector<ComputeType<Storage>>& v
     std::memcpy(to, &value, sizeof(value));
   } else if constexpr (std::is_same<Storage, BFloat16>::value) {
     const Vector<uint32_t> bits = (Vector<uint32_t>)value;
-    const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
-    const auto quiet = (bits >> 16) | 0x40u;                            // a NaN must stay a NaN
-    const auto wide = (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
+    const Vector<uint32_t> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;          // to nearest, ties to even
+    const Vector<uint32_t> wide = value == value ? rounded : Vector<uint32_t>{} + 0x7fc0u;  // rounding would lose a NaN
     const auto narrow = __builtin_convertvector(wide, Vector<uint16_t, kCount>);
     std::memcpy(to, &narrow, sizeof(narrow));
   } else {

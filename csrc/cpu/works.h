@@ -7,12 +7,13 @@
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 
 // Rows to their spectrum, written tile by tile in the order of the walk.
-template <class Scalar>
+template <class Storage>
 struct ToSpectrum {
+  using Scalar = ComputeType<Storage>;
   using C = Complex<Vector<Scalar>>;
   const Transform<Scalar>& transform;
   C* z;
-  const RowSource<Scalar>* sources;
+  const RowSource<Storage>* sources;
   C* spectrum;
   Prefetch& prefetch;
 
@@ -31,12 +32,13 @@ struct ToSpectrum {
 };
 
 // The way back.
-template <class Scalar>
+template <class Storage>
 struct FromSpectrum {
+  using Scalar = ComputeType<Storage>;
   using C = Complex<Vector<Scalar>>;
   const Transform<Scalar>& transform;
   C* z;
-  const RowSink<Scalar>* sinks;
+  const RowSink<Storage>* sinks;
   const C* spectrum;
   Prefetch& prefetch;
 
@@ -55,13 +57,14 @@ struct FromSpectrum {
 };
 
 // Rows times a spectrum and back, in place: the spectrum of the rows only ever exists in registers.
-template <class Scalar>
+template <class Storage>
 struct Product {
+  using Scalar = ComputeType<Storage>;
   using C = Complex<Vector<Scalar>>;
   const Transform<Scalar>& transform;
   C* z;
-  const RowSource<Scalar>* sources;
-  const RowSink<Scalar>* sinks;
+  const RowSource<Storage>* sources;
+  const RowSink<Storage>* sinks;
   const C* factor;
   Prefetch& prefetch;
 
@@ -87,14 +90,15 @@ struct Product {
 };
 
 // Both gradients in one walk: sum += ĝ ∘ conj(x̂), and g <- back(ĝ ∘ factor) if a factor is given.
-template <class Scalar>
+template <class Storage>
 struct ProductPullback {
+  using Scalar = ComputeType<Storage>;
   using C = Complex<Vector<Scalar>>;
   const Transform<Scalar>& transform;
   C* g;
   C* x;
-  const RowSource<Scalar>*g_sources, *x_sources;
-  const RowSink<Scalar>* g_sinks;
+  const RowSource<Storage>*g_sources, *x_sources;
+  const RowSink<Storage>* g_sinks;
   const C* factor;
   C* sum;
   Prefetch& prefetch;
