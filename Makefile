@@ -83,7 +83,7 @@ $(stamps)/build-tools: constraints.txt | $(bin)/python
 	@mkdir -p $(stamps) && touch $@
 
 $(stamps)/test: pyproject.toml setup.py $(stamps)/build-tools | build
-	$(call install,--no-build-isolation --editable '.[test$(comma)lint]')
+	$(call install,--no-build-isolation --editable '.[test$(comma)lint$(comma)demo]')
 	@touch $@
 
 $(stamps)/demo: pyproject.toml setup.py $(stamps)/build-tools | build

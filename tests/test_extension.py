@@ -134,3 +134,10 @@ def test_instruction_set_can_be_chosen(wanted: str) -> None:
     assert "available: True warnings: 0" in result.stdout
     chosen = result.stdout.rsplit("set: ", 1)[1].strip()
     assert chosen == "baseline" or wanted == "auto"
+
+
+def test_documentation_lists_every_environment_variable_with_its_default():
+    page = (PACKAGE.parent / "docs" / "environment.md").read_text()
+    for variable in _environment.VARIABLES:
+        assert f"| `{variable.name}` |" in page
+        assert f"`{variable.default}`" in page

@@ -51,7 +51,7 @@ class KrylovProduct {
                 Storage* v_gradient) const {
     Buffer<C> factors;
     if (x_gradient != nullptr) factors = spectra(v, !shape_.transposed, columns_, rows_);
-    const auto take = [&](int64_t group, int64_t row, int64_t column, const Scalar* values, bool finite) {
+    const auto take = [&](int64_t group, int64_t row, int64_t column, Scalar* values, bool finite) {
       const int64_t block = shape_.transposed ? column * rows_ + row : row * columns_ + column;
       unembed(values, finite, v_gradient + (group * rows_ * columns_ + block) * shape_.block);
     };
@@ -86,17 +86,21 @@ class KrylovProduct {
     for (int64_t j = 1; j < n; ++j) values[length_ - n + j] = f * values[j];
   }
 
-  // The adjoint of embed(): the gradient of v from that of the circulant's first column.
-  void unembed(const Scalar* values, bool finite, Storage* v) const {
+  // The adjoint of embed(): the gradient of v from that of the circulant's first column, which is used up.
+  void unembed(Scalar* values, bool finite, Storage* v) const {
     const int64_t n = shape_.block;
     const auto f = static_cast<Scalar>(shape_.sign);
-    for (int64_t j = 0; j < n; ++j) {
-      Scalar value = values[j];
-      if (length_ != n && j > 0) value += f * values[length_ - n + j];
-      const bool mirrored = shape_.transposed && j > 0;
-      if (mirrored) value *= f;
-      if (!finite) value = std::numeric_limits<Scalar>::quiet_NaN();
-      store_partial(v + (mirrored ? n - j : j), Vector<Scalar>{} + value, 1);
+    if (length_ != n) {
+      for (int64_t j = 1; j < n; ++j) values[j] += f * values[length_ - n + j];
+    }
+    if (shape_.transposed && n > 1) {
+      for (int64_t j = 1; j < n; ++j) values[j] *= f;
+      std::reverse(values + 1, values + n);
+    }
+    if (!finite) std::fill(values, values + n, std::numeric_limits<Scalar>::quiet_NaN());
+    for (int64_t j = 0; j < n; j += L) {
+      const int count = static_cast<int>(std::min<int64_t>(L, n - j));
+      store_partial(v + j, load_partial<Scalar>(values + j, count), count);
     }
   }
 
