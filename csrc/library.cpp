@@ -4,6 +4,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <exception>
 #include <optional>
 #include <string>
@@ -51,6 +56,20 @@ void parallel_for(int64_t count, int64_t grain, const surm::cpu::RangeBody& body
   torch::stable::parallel_for(0, count, grain, body);
 }
 
+// An output of the size of the tokens. Where it is fresh memory, faulting it in 4 KiB at a time costs more than the
+// product that fills it, so the kernel is asked for large pages; on recycled memory the call does nothing.
+Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> size) {
+  Tensor rows = empty(like, size);
+#if defined(__linux__)
+  constexpr uintptr_t kLargePage = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(rows.mutable_data_ptr());
+  const uintptr_t end = begin + static_cast<uintptr_t>(rows.numel()) * rows.element_size();
+  const uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage, last = end / kLargePage * kLargePage;
+  if (first + kLargePage < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return rows;
+}
+
 KrylovShape shape_of(const Tensor& v, int64_t tokens, int64_t sign, bool transposed) {
   check_sign(sign);
   return {v.size(0), tokens, v.size(1), v.size(2), v.size(3), static_cast<int>(sign), transposed};
@@ -65,7 +84,7 @@ Tensor krylov(const Tensor& x_in, const Tensor& v_in, const std::optional<Tensor
   check_size("x.shape[2]", x_in.size(2), (transposed ? shape.out_blocks : shape.in_blocks) * shape.block);
   const Tensor x = with_contiguous_rows(x_in), v = torch::stable::contiguous(v_in);
   const int64_t width = (transposed ? shape.in_blocks : shape.out_blocks) * shape.block;
-  Tensor y = empty(x, {shape.groups, shape.tokens, width});
+  Tensor y = empty_rows(x, {shape.groups, shape.tokens, width});
   Tensor base;
   ConstRows base_rows;
   if (base_in.has_value()) {
@@ -118,7 +137,7 @@ std::tuple<Tensor, Tensor> krylov_backward(const Tensor& g, const Tensor& x, con
   check_size("x.shape[0]", x.size(0), shape.groups);
   check_size("x.shape[2]", x.size(2), (transposed ? shape.out_blocks : shape.in_blocks) * shape.block);
   check_size("g.shape[2]", g.size(2), (transposed ? shape.in_blocks : shape.out_blocks) * shape.block);
-  Tensor x_gradient = empty(x, {x.size(0), x.size(1), x.size(2)});
+  Tensor x_gradient = empty_rows(x, {x.size(0), x.size(1), x.size(2)});
   Tensor v_gradient = empty(x, {shape.groups, shape.out_blocks, shape.in_blocks, shape.block});
   gradients(g, x, &v, shape, scale, &x_gradient, v_gradient);
   return {x_gradient, v_gradient};
@@ -128,7 +147,7 @@ Tensor krylov_dense(const Tensor& v_in, int64_t sign) {
   check_tensor(v_in, "v", 4, v_in);
   const KrylovShape shape = shape_of(v_in, 0, sign, false);
   const Tensor v = torch::stable::contiguous(v_in);
-  Tensor w = empty(v, {shape.groups, shape.out_blocks * shape.block, shape.in_blocks * shape.block});
+  Tensor w = empty_rows(v, {shape.groups, shape.out_blocks * shape.block, shape.in_blocks * shape.block});
   if (w.numel() > 0) {
     surm::cpu::instruction_set().krylov_dense->dense(storage_type(v), shape, v.const_data_ptr(), w.mutable_data_ptr(),
                                                      parallel_for);
