@@ -55,7 +55,7 @@ class Scratch {
   }
 
  private:
-  // Half a page more between two arrays keeps them from colliding in L1.
+  // An odd number of lines more: arrays of a power of two must not all begin in the same set of L1.
   template <class Element>
   static size_t padded(const Request<Element>& request) {
     return (request.count * sizeof(Element) + 63) / 64 * 64 + 1088;

@@ -115,8 +115,6 @@ void run_stage(const Transform<Scalar>& transform, size_t stage, Complex<Vector<
   if (!done) run_generic_stage<kInverse>(radix, z, blocks, stride, w, transform.generic_turns(stage), prefetch);
 }
 
-// ----------------------------------------------------------------------
-
 // Two real rows that the first stage reads itself, without a pass of its own: z = in[0] row[0] + i in[1] row[1].
 // No rows: z holds the packed row already.
 template <class Storage>
@@ -178,8 +176,7 @@ void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Storage>& si
   }
 }
 
-// Stage `stage` of `blocks` blocks of z on the way in; the first stage takes the rows that `sources` (may be null)
-// names.
+// One stage of `blocks` blocks of z on the way in; the first takes the rows that `sources` (may be null) names.
 template <class Storage, class Scalar = ComputeType<Storage>>
 void walk_stage_in(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t offset,
                    int64_t blocks, const RowSource<Storage>* sources, Prefetch& prefetch) {

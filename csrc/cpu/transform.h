@@ -75,7 +75,7 @@ class Transform {
   std::vector<std::vector<Scalar>> turns_;
 };
 
-// Walks the stages depth first: Work::stages_in before, Work::stages_out after what lies below, Work::middle at the
+// Walks the stages depth first: Work::stage_in before, Work::stage_out after what lies below, Work::middle at the
 // bottom with `count` vectors starting at `offset`.
 template <class Scalar, class Work>
 void descend(const Transform<Scalar>& transform, Work& work, size_t stage, int64_t offset, int64_t blocks) {

@@ -8,8 +8,8 @@
 namespace surm {
 namespace {
 
-// Nanoseconds or cycles, only the ratios matter: what a complex vector costs in one stage, measured with float32 on
-// AVX-512 with the data in L1.
+// Cycles of the time-stamp counter, only the ratios matter: what a complex vector costs in one stage, measured with
+// float32 on AVX-512 with the data in L1.
 struct RadixCost {
   int radix;
   double cost;

@@ -4,8 +4,8 @@
 // A transform is decimation in frequency on the way in (natural order -> digit-reversed) and decimation in time on the
 // way out, so the spectrum is never reordered. A stage of radix r over blocks of length r·q combines the elements
 // j, j+q, …, j+(r-1)q of a block and multiplies result k by w^(jk), w = exp(-2πi/(rq)); the next stage works on the r
-// sub-blocks of length q. The last radix is the tile: a register tile of `tile` × `tile` values, transposed in
-// registers, takes it without twiddles. tile = 1 leaves it out.
+// sub-blocks of length q. The last radix, `tile`, is taken inside the registers that hold the last sub-blocks;
+// tile = 1 leaves it out.
 #pragma once
 
 #include <cmath>
@@ -36,7 +36,7 @@ Plan make_plan(int64_t size, int tile);
 // Radices with a butterfly written for them; any other odd prime takes the generic odd butterfly.
 bool has_butterfly(int radix);
 
-// The largest prime for which the generic odd butterfly can be chosen.
+// No stage has a larger radix; primes above it are embedded.
 constexpr int kLargestRadix = 64;
 
 // Position p of the spectrum holds frequency spectrum_order(plan)[p].
