@@ -7,6 +7,9 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
+
+#include "cpu/interface.h"
 
 namespace surm::glue {
 
@@ -30,5 +33,30 @@ inline void check_sign(int64_t sign) {
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
   return torch::stable::new_empty(like, size);
 }
+
+surm::cpu::StorageType storage_type(const Tensor& tensor);
+
+// Rows as the kernels read them: values of a row side by side, any stride between rows and groups.
+Tensor with_contiguous_rows(const Tensor& tensor);
+
+// The rows of a tensor (groups, tokens, width).
+surm::cpu::ConstRows rows_of(const Tensor& tensor);
+
+// A base of the size of y, checked and with contiguous rows; undefined if there is none.
+class Base {
+ public:
+  Base(const std::optional<Tensor>& base, const Tensor& y);
+  surm::cpu::ConstRows rows() const { return rows_; }
+
+ private:
+  Tensor tensor_;
+  surm::cpu::ConstRows rows_;
+};
+
+void parallel_for(int64_t count, int64_t grain, const surm::cpu::RangeBody& body);
+
+// An output of the size of the tokens. Where it is fresh memory, faulting it in 4 KiB at a time costs more than the
+// product that fills it, so the kernel is asked for large pages; on recycled memory the call does nothing.
+Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> size);
 
 }  // namespace surm::glue

@@ -1,177 +1,11 @@
-// The operator library surm_kernels: schemas, and the glue between torch's tensors and the kernels, on the stable ABI.
+// The operator library surm_kernels: all schemas, and what the compiled library says of itself. The operators are in
+// the file of their primitive, on torch's stable ABI.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include <cstdint>
 #include <exception>
-#include <optional>
 #include <string>
-#include <tuple>
 
 #include "cpu/instruction_set.h"
-#include "cpu/krylov.h"
-#include "glue.h"
-
-using surm::cpu::ConstRows;
-using surm::cpu::KrylovShape;
-using surm::cpu::StorageType;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using namespace surm::glue;
-
-namespace {
-
-StorageType storage_type(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return StorageType::kFloat64;
-    case ScalarType::Float:
-      return StorageType::kFloat32;
-    case ScalarType::BFloat16:
-      return StorageType::kBFloat16;
-    case ScalarType::Half:
-      return StorageType::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "surm_kernels: dtype must be float64, float32, bfloat16 or float16");
-  }
-}
-
-// Rows as the kernels read them: values of a row side by side, any stride between rows and groups.
-Tensor with_contiguous_rows(const Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
-ConstRows rows_of(const Tensor& tensor) { return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)}; }
-
-void parallel_for(int64_t count, int64_t grain, const surm::cpu::RangeBody& body) {
-  if (count <= 0) return;
-  if (count <= grain) return body(0, count);
-  torch::stable::parallel_for(0, count, grain, body);
-}
-
-// An output of the size of the tokens. Where it is fresh memory, faulting it in 4 KiB at a time costs more than the
-// product that fills it, so the kernel is asked for large pages; on recycled memory the call does nothing.
-Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> size) {
-  Tensor rows = empty(like, size);
-#if defined(__linux__)
-  constexpr uintptr_t kLargePage = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(rows.mutable_data_ptr());
-  const uintptr_t end = begin + static_cast<uintptr_t>(rows.numel()) * rows.element_size();
-  const uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage, last = end / kLargePage * kLargePage;
-  if (first + kLargePage < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-  return rows;
-}
-
-KrylovShape shape_of(const Tensor& v, int64_t tokens, int64_t sign, bool transposed) {
-  check_sign(sign);
-  return {v.size(0), tokens, v.size(1), v.size(2), v.size(3), static_cast<int>(sign), transposed};
-}
-
-Tensor krylov(const Tensor& x_in, const Tensor& v_in, const std::optional<Tensor>& base_in, int64_t sign, double scale,
-              bool transposed) {
-  check_tensor(v_in, "v", 4, x_in);
-  check_tensor(x_in, "x", 3, x_in);
-  const KrylovShape shape = shape_of(v_in, x_in.size(1), sign, transposed);
-  check_size("x.shape[0]", x_in.size(0), shape.groups);
-  check_size("x.shape[2]", x_in.size(2), (transposed ? shape.out_blocks : shape.in_blocks) * shape.block);
-  const Tensor x = with_contiguous_rows(x_in), v = torch::stable::contiguous(v_in);
-  const int64_t width = (transposed ? shape.in_blocks : shape.out_blocks) * shape.block;
-  Tensor y = empty_rows(x, {shape.groups, shape.tokens, width});
-  Tensor base;
-  ConstRows base_rows;
-  if (base_in.has_value()) {
-    check_tensor(*base_in, "base", 3, x_in);
-    for (int64_t d = 0; d < 3; ++d) check_size("a size of base", base_in->size(d), y.size(d));
-    base = with_contiguous_rows(*base_in);
-    base_rows = rows_of(base);
-  }
-  if (y.numel() > 0) {
-    surm::cpu::instruction_set().krylov->matmul(storage_type(x), shape, rows_of(x), v.const_data_ptr(), base_rows,
-                                                scale, y.mutable_data_ptr(), parallel_for);
-  }
-  return y;
-}
-
-// Both gradients of scale · ⟨g, x W(v)ᵀ⟩; `v` may be missing, then only the second is made.
-void gradients(const Tensor& g_in, const Tensor& x_in, const Tensor* v_in, const KrylovShape& shape, double scale,
-               Tensor* x_gradient, Tensor& v_gradient) {
-  const Tensor g = with_contiguous_rows(g_in), x = with_contiguous_rows(x_in);
-  Tensor v;
-  if (v_in != nullptr) v = torch::stable::contiguous(*v_in);
-  if (v_gradient.numel() == 0) return;
-  surm::cpu::instruction_set().krylov->backward(
-      storage_type(x), shape, rows_of(g), rows_of(x), v_in != nullptr ? v.const_data_ptr() : nullptr, scale,
-      x_gradient != nullptr ? x_gradient->mutable_data_ptr() : nullptr, v_gradient.mutable_data_ptr(), parallel_for);
-}
-
-Tensor krylov_pullback(const Tensor& g, const Tensor& x, int64_t block, int64_t sign, double scale) {
-  check_sign(sign);
-  check_tensor(g, "g", 3, x);
-  check_tensor(x, "x", 3, x);
-  STD_TORCH_CHECK(block > 0 && g.size(2) % block == 0 && x.size(2) % block == 0,
-                  "surm_kernels: block must divide the last dimensions of g and x, got ", block);
-  check_size("g.shape[0]", g.size(0), x.size(0));
-  check_size("g.shape[1]", g.size(1), x.size(1));
-  const KrylovShape shape{x.size(0), x.size(1), g.size(2) / block, x.size(2) / block, block, static_cast<int>(sign),
-                          false};
-  Tensor v_gradient = empty(x, {shape.groups, shape.out_blocks, shape.in_blocks, block});
-  gradients(g, x, nullptr, shape, scale, nullptr, v_gradient);
-  return v_gradient;
-}
-
-std::tuple<Tensor, Tensor> krylov_backward(const Tensor& g, const Tensor& x, const Tensor& v, int64_t sign,
-                                           double scale, bool transposed) {
-  check_tensor(g, "g", 3, x);
-  check_tensor(x, "x", 3, x);
-  check_tensor(v, "v", 4, x);
-  const KrylovShape shape = shape_of(v, x.size(1), sign, transposed);
-  for (int64_t d = 0; d < 2; ++d) check_size("a size of g", g.size(d), x.size(d));
-  check_size("x.shape[0]", x.size(0), shape.groups);
-  check_size("x.shape[2]", x.size(2), (transposed ? shape.out_blocks : shape.in_blocks) * shape.block);
-  check_size("g.shape[2]", g.size(2), (transposed ? shape.in_blocks : shape.out_blocks) * shape.block);
-  Tensor x_gradient = empty_rows(x, {x.size(0), x.size(1), x.size(2)});
-  Tensor v_gradient = empty(x, {shape.groups, shape.out_blocks, shape.in_blocks, shape.block});
-  gradients(g, x, &v, shape, scale, &x_gradient, v_gradient);
-  return {x_gradient, v_gradient};
-}
-
-Tensor krylov_dense(const Tensor& v_in, int64_t sign) {
-  check_tensor(v_in, "v", 4, v_in);
-  const KrylovShape shape = shape_of(v_in, 0, sign, false);
-  const Tensor v = torch::stable::contiguous(v_in);
-  Tensor w = empty_rows(v, {shape.groups, shape.out_blocks * shape.block, shape.in_blocks * shape.block});
-  if (w.numel() > 0) {
-    surm::cpu::instruction_set().krylov_dense->dense(storage_type(v), shape, v.const_data_ptr(), w.mutable_data_ptr(),
-                                                     parallel_for);
-  }
-  return w;
-}
-
-Tensor krylov_dense_adjoint(const Tensor& w_in, int64_t block, int64_t sign) {
-  check_sign(sign);
-  check_tensor(w_in, "w", 3, w_in);
-  STD_TORCH_CHECK(block > 0 && w_in.size(1) % block == 0 && w_in.size(2) % block == 0,
-                  "surm_kernels: block must divide both sizes of w, got ", block);
-  const KrylovShape shape{w_in.size(0),           0,    w_in.size(1) / block, w_in.size(2) / block, block,
-                          static_cast<int>(sign), false};
-  const Tensor w = torch::stable::contiguous(w_in);
-  Tensor v = empty(w, {shape.groups, shape.out_blocks, shape.in_blocks, block});
-  if (v.numel() > 0) {
-    surm::cpu::instruction_set().krylov_dense->adjoint(storage_type(w), shape, w.const_data_ptr(), v.mutable_data_ptr(),
-                                                       parallel_for);
-  }
-  return v;
-}
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY(surm_kernels, m) {
   m.def("krylov(Tensor x, Tensor v, Tensor? base, int sign, float scale, bool transposed) -> Tensor");
@@ -179,14 +13,30 @@ STABLE_TORCH_LIBRARY(surm_kernels, m) {
   m.def("krylov_backward(Tensor g, Tensor x, Tensor v, int sign, float scale, bool transposed) -> (Tensor, Tensor)");
   m.def("krylov_dense(Tensor v, int sign) -> Tensor");
   m.def("krylov_dense_adjoint(Tensor w, SymInt block, int sign) -> Tensor");
-}
 
-STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
-  m.impl("krylov", TORCH_BOX(&krylov));
-  m.impl("krylov_pullback", TORCH_BOX(&krylov_pullback));
-  m.impl("krylov_backward", TORCH_BOX(&krylov_backward));
-  m.impl("krylov_dense", TORCH_BOX(&krylov_dense));
-  m.impl("krylov_dense_adjoint", TORCH_BOX(&krylov_dense_adjoint));
+  m.def(
+      "toeplitz(Tensor x, Tensor t, Tensor? base, SymInt columns, float scale, bool transposed, bool reflected) -> "
+      "Tensor");
+  m.def("toeplitz_pullback(Tensor g, Tensor x, SymInt rows, SymInt columns, float scale, bool reflected) -> Tensor");
+  m.def(
+      "toeplitz_backward(Tensor g, Tensor x, Tensor t, SymInt columns, float scale, bool reflected) -> (Tensor, "
+      "Tensor)");
+  m.def("toeplitz_dense(Tensor t, SymInt columns, bool reflected) -> Tensor");
+  m.def("toeplitz_dense_adjoint(Tensor w, SymInt rows, SymInt columns, bool reflected) -> Tensor");
+
+  m.def(
+      "ldr(Tensor x, Tensor left, Tensor right, Tensor? base, SymInt width, float scale, bool transposed, bool "
+      "reflected) -> Tensor");
+  m.def("ldr_pullback_left(Tensor g, Tensor x, Tensor right, float scale, bool reflected) -> Tensor");
+  m.def("ldr_pullback_right(Tensor g, Tensor x, Tensor left, float scale, bool reflected) -> Tensor");
+  m.def(
+      "ldr_backward(Tensor g, Tensor x, Tensor left, Tensor right, float scale, bool reflected) -> (Tensor, Tensor, "
+      "Tensor)");
+
+  m.def("kronecker(Tensor x, Tensor a, Tensor b, Tensor? base, float scale, bool transposed) -> Tensor");
+  m.def("kronecker_pullback_left(Tensor g, Tensor x, Tensor b, float scale) -> Tensor");
+  m.def("kronecker_pullback_right(Tensor g, Tensor x, Tensor a, float scale) -> Tensor");
+  m.def("kronecker_backward(Tensor g, Tensor x, Tensor a, Tensor b, float scale) -> (Tensor, Tensor, Tensor)");
 }
 
 // What the Python side shows: the name of the instruction set, or the reason why there is none after "error: ".

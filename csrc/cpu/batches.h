@@ -1,7 +1,6 @@
 // Tokens in and out of walks: pairs of rows with their scales, the rows a walk reads, and where its results go.
 #pragma once
 
-#include "krylov.h"
 #include "rows.h"
 #include "stages.h"
 

@@ -1,17 +1,9 @@
-// The CPU kernels of the block Krylov product as the torch glue sees them: raw pointers in, nothing of torch inside.
+// The CPU kernels of the block Krylov product as the torch glue sees them.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <functional>
+#include "interface.h"
 
 namespace surm::cpu {
-
-enum class StorageType { kFloat64, kFloat32, kBFloat16, kFloat16 };
-
-// Runs body(begin, end) over disjoint parts of 0 … count-1, at least `grain` items each, on any number of threads.
-using RangeBody = std::function<void(int64_t begin, int64_t end)>;
-using ParallelFor = std::function<void(int64_t count, int64_t grain, const RangeBody& body)>;
 
 // W(v) of M·b × K·b: block (p, q) is the f-circulant matrix with first column v[p, q], f = sign.
 struct KrylovShape {
@@ -22,13 +14,6 @@ struct KrylovShape {
   int64_t block;       // b
   int sign;            // f: +1 or -1
   bool transposed;     // the product is with Wᵀ: rows of M·b go in, rows of K·b come out
-};
-
-// Rows of a tensor (groups, tokens, width); the last dimension is contiguous, strides count elements.
-struct ConstRows {
-  const void* data = nullptr;
-  int64_t group_stride = 0;
-  int64_t row_stride = 0;
 };
 
 struct KrylovKernels {

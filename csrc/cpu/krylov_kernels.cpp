@@ -6,6 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "krylov.h"
 #include "spectral_product.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "../butterflies.h"
-#include "krylov.h"
+#include "interface.h"
 
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>

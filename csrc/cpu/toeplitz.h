@@ -1,0 +1,36 @@
+// The CPU kernels of the Toeplitz and Hankel product as the torch glue sees them.
+#pragma once
+
+#include "interface.h"
+
+namespace surm::cpu {
+
+// W(t) of M·m × K·n: block (p, q) is W[i, j] = t[p, q, i - j + n - 1], or t[p, q, i + j] if reflected.
+struct ToeplitzShape {
+  int64_t groups;      // independent problems
+  int64_t tokens;      // rows of x in each
+  int64_t out_blocks;  // M
+  int64_t in_blocks;   // K
+  int64_t rows;        // m
+  int64_t columns;     // n
+  bool transposed;     // the product is with Wᵀ: rows of M·m go in, rows of K·n come out
+  bool reflected;      // Hankel
+};
+
+struct ToeplitzKernels {
+  // y = base + scale · x W(t)ᵀ; base.data may be null; t (groups, M, K, m + n - 1) and y contiguous.
+  void (*matmul)(StorageType type, const ToeplitzShape& shape, ConstRows x, const void* t, ConstRows base, double scale,
+                 void* y, const ParallelFor& parallel);
+  // The gradients of scale · ⟨g, x W(t)ᵀ⟩: x_gradient (may be null, then t may be too) and t_gradient, contiguous.
+  void (*backward)(StorageType type, const ToeplitzShape& shape, ConstRows g, ConstRows x, const void* t, double scale,
+                   void* x_gradient, void* t_gradient, const ParallelFor& parallel);
+};
+
+struct ToeplitzDenseKernels {
+  // w (groups, M·m, K·n) = W(t); both contiguous. `transposed`, `tokens` of the shape are ignored.
+  void (*dense)(StorageType type, const ToeplitzShape& shape, const void* t, void* w, const ParallelFor& parallel);
+  // t (groups, M, K, m + n - 1): the sums of w along the diagonals (antidiagonals if reflected) of every block.
+  void (*adjoint)(StorageType type, const ToeplitzShape& shape, const void* w, void* t, const ParallelFor& parallel);
+};
+
+}  // namespace surm::cpu

@@ -1,0 +1,116 @@
+// The krylov operators: glue between torch's tensors and the CPU kernels.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "cpu/instruction_set.h"
+#include "glue.h"
+
+using surm::cpu::KrylovShape;
+using namespace surm::glue;
+
+namespace {
+
+KrylovShape shape_of(const Tensor& v, int64_t tokens, int64_t sign, bool transposed) {
+  check_sign(sign);
+  return {v.size(0), tokens, v.size(1), v.size(2), v.size(3), static_cast<int>(sign), transposed};
+}
+
+Tensor krylov(const Tensor& x_in, const Tensor& v_in, const std::optional<Tensor>& base_in, int64_t sign, double scale,
+              bool transposed) {
+  check_tensor(v_in, "v", 4, x_in);
+  check_tensor(x_in, "x", 3, x_in);
+  const KrylovShape shape = shape_of(v_in, x_in.size(1), sign, transposed);
+  check_size("x.shape[0]", x_in.size(0), shape.groups);
+  check_size("x.shape[2]", x_in.size(2), (transposed ? shape.out_blocks : shape.in_blocks) * shape.block);
+  const Tensor x = with_contiguous_rows(x_in), v = torch::stable::contiguous(v_in);
+  const int64_t width = (transposed ? shape.in_blocks : shape.out_blocks) * shape.block;
+  Tensor y = empty_rows(x, {shape.groups, shape.tokens, width});
+  const Base base(base_in, y);
+  if (y.numel() > 0) {
+    surm::cpu::instruction_set().krylov->matmul(storage_type(x), shape, rows_of(x), v.const_data_ptr(), base.rows(),
+                                                scale, y.mutable_data_ptr(), parallel_for);
+  }
+  return y;
+}
+
+// Both gradients of scale · ⟨g, x W(v)ᵀ⟩; `v` may be missing, then only the second is made.
+void gradients(const Tensor& g_in, const Tensor& x_in, const Tensor* v_in, const KrylovShape& shape, double scale,
+               Tensor* x_gradient, Tensor& v_gradient) {
+  const Tensor g = with_contiguous_rows(g_in), x = with_contiguous_rows(x_in);
+  Tensor v;
+  if (v_in != nullptr) v = torch::stable::contiguous(*v_in);
+  if (v_gradient.numel() == 0) return;
+  surm::cpu::instruction_set().krylov->backward(
+      storage_type(x), shape, rows_of(g), rows_of(x), v_in != nullptr ? v.const_data_ptr() : nullptr, scale,
+      x_gradient != nullptr ? x_gradient->mutable_data_ptr() : nullptr, v_gradient.mutable_data_ptr(), parallel_for);
+}
+
+Tensor krylov_pullback(const Tensor& g, const Tensor& x, int64_t block, int64_t sign, double scale) {
+  check_sign(sign);
+  check_tensor(g, "g", 3, x);
+  check_tensor(x, "x", 3, x);
+  STD_TORCH_CHECK(block > 0 && g.size(2) % block == 0 && x.size(2) % block == 0,
+                  "surm_kernels: block must divide the last dimensions of g and x, got ", block);
+  check_size("g.shape[0]", g.size(0), x.size(0));
+  check_size("g.shape[1]", g.size(1), x.size(1));
+  const KrylovShape shape{x.size(0), x.size(1), g.size(2) / block, x.size(2) / block, block, static_cast<int>(sign),
+                          false};
+  Tensor v_gradient = empty(x, {shape.groups, shape.out_blocks, shape.in_blocks, block});
+  gradients(g, x, nullptr, shape, scale, nullptr, v_gradient);
+  return v_gradient;
+}
+
+std::tuple<Tensor, Tensor> krylov_backward(const Tensor& g, const Tensor& x, const Tensor& v, int64_t sign,
+                                           double scale, bool transposed) {
+  check_tensor(g, "g", 3, x);
+  check_tensor(x, "x", 3, x);
+  check_tensor(v, "v", 4, x);
+  const KrylovShape shape = shape_of(v, x.size(1), sign, transposed);
+  for (int64_t d = 0; d < 2; ++d) check_size("a size of g", g.size(d), x.size(d));
+  check_size("x.shape[0]", x.size(0), shape.groups);
+  check_size("x.shape[2]", x.size(2), (transposed ? shape.out_blocks : shape.in_blocks) * shape.block);
+  check_size("g.shape[2]", g.size(2), (transposed ? shape.in_blocks : shape.out_blocks) * shape.block);
+  Tensor x_gradient = empty_rows(x, {x.size(0), x.size(1), x.size(2)});
+  Tensor v_gradient = empty(x, {shape.groups, shape.out_blocks, shape.in_blocks, shape.block});
+  gradients(g, x, &v, shape, scale, &x_gradient, v_gradient);
+  return {x_gradient, v_gradient};
+}
+
+Tensor krylov_dense(const Tensor& v_in, int64_t sign) {
+  check_tensor(v_in, "v", 4, v_in);
+  const KrylovShape shape = shape_of(v_in, 0, sign, false);
+  const Tensor v = torch::stable::contiguous(v_in);
+  Tensor w = empty_rows(v, {shape.groups, shape.out_blocks * shape.block, shape.in_blocks * shape.block});
+  if (w.numel() > 0) {
+    surm::cpu::instruction_set().krylov_dense->dense(storage_type(v), shape, v.const_data_ptr(), w.mutable_data_ptr(),
+                                                     parallel_for);
+  }
+  return w;
+}
+
+Tensor krylov_dense_adjoint(const Tensor& w_in, int64_t block, int64_t sign) {
+  check_sign(sign);
+  check_tensor(w_in, "w", 3, w_in);
+  STD_TORCH_CHECK(block > 0 && w_in.size(1) % block == 0 && w_in.size(2) % block == 0,
+                  "surm_kernels: block must divide both sizes of w, got ", block);
+  const KrylovShape shape{w_in.size(0),           0,    w_in.size(1) / block, w_in.size(2) / block, block,
+                          static_cast<int>(sign), false};
+  const Tensor w = torch::stable::contiguous(w_in);
+  Tensor v = empty(w, {shape.groups, shape.out_blocks, shape.in_blocks, block});
+  if (v.numel() > 0) {
+    surm::cpu::instruction_set().krylov_dense->adjoint(storage_type(w), shape, w.const_data_ptr(), v.mutable_data_ptr(),
+                                                       parallel_for);
+  }
+  return v;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
+  m.impl("krylov", TORCH_BOX(&krylov));
+  m.impl("krylov_pullback", TORCH_BOX(&krylov_pullback));
+  m.impl("krylov_backward", TORCH_BOX(&krylov_backward));
+  m.impl("krylov_dense", TORCH_BOX(&krylov_dense));
+  m.impl("krylov_dense_adjoint", TORCH_BOX(&krylov_dense_adjoint));
+}
