@@ -30,13 +30,17 @@ struct Pair {
   RowScale<ComputeType<Storage>> scale[2];
 };
 
-// Where block `block` of results goes: row t of `out` (of `width` values) = base + scale · result.
+// Where block `block` of results goes: row t of `out` (of `width` values) = base + scale · result. `conjugate`: pairs
+// of results are packed as y1 - i·y2.
 template <class Storage>
 struct Destination {
   int64_t block, size, width;
   ComputeType<Storage> scale;
   Rows<Storage> base;
   Storage* out;
+  bool conjugate = false;
+
+  ComputeType<Storage> factor(int part) const { return conjugate && part == 1 ? -scale : scale; }
 };
 
 // The pairs of tokens from `first` on, `count` of them, with the scales of their rows of `width` values.
@@ -83,19 +87,21 @@ class Batches {
     std::memset(static_cast<void*>(zeros_.data()), 0, size * sizeof(Storage));
   }
 
-  // `size` values of each row at `offset`, for the first stage to read, or already in z where it cannot.
-  void load(const Pair<Storage>* pairs, int count, int64_t offset, int64_t size, C* z,
+  // `size` values of each row at `offset`, for the first stage to read, or already in z where it cannot. `conjugate`
+  // packs a pair as x1 - i·x2.
+  void load(const Pair<Storage>* pairs, int count, int64_t offset, int64_t size, bool conjugate, C* z,
             RowSource<Storage>* sources) const {
     for (int p = 0; p < count; ++p, z += t_.vectors()) {
       const RowScale<Scalar>* scale = pairs[p].scale;
       const auto row = [&](int i) {
         return pairs[p].row[i] != nullptr && scale[i].finite ? pairs[p].row[i] + offset : zeros_.data();
       };
+      const Scalar in1 = conjugate ? -scale[1].in : scale[1].in;
       sources[p] = {};
-      if (direct(size)) {
-        sources[p] = {{row(0), row(1)}, {scale[0].in, scale[1].in}};
+      if (direct()) {
+        sources[p] = {{row(0), row(1)}, {scale[0].in, in1}, size};
       } else {
-        load_pair(t_, size, row(0), row(1), scale[0].in, scale[1].in, twisted_, z);
+        load_pair(t_, size, row(0), row(1), scale[0].in, in1, twisted_, z);
       }
     }
   }
@@ -104,14 +110,15 @@ class Batches {
   void aim(const Pair<Storage>* pairs, int count, int64_t tokens, const Destination<Storage>& to,
            RowSink<Storage>* sinks) const {
     std::fill(sinks, sinks + count, RowSink<Storage>{});
-    for (int p = 0; direct(to.size) && p < count; ++p) {
+    for (int p = 0; direct() && p < count; ++p) {
       const Pair<Storage>& pair = pairs[p];
       if (pair.token + 1 >= tokens || !pair.scale[0].regular() || !pair.scale[1].regular()) continue;
+      sinks[p].size = to.size;
       for (int i = 0; i < 2; ++i) {
         const int64_t offset = to.block * to.size;
         sinks[p].row[i] = to.out + (pair.token + i) * to.width + offset;
         sinks[p].base[i] = to.base ? to.base.at(pair.token + i) + offset : nullptr;
-        sinks[p].factor[i] = to.scale * pair.scale[i].out;
+        sinks[p].factor[i] = to.factor(i) * pair.scale[i].out;
       }
     }
   }
@@ -128,11 +135,8 @@ class Batches {
   }
 
  private:
-  // The first stage can read rows of this size and the last can write them.
-  bool direct(int64_t size) const {
-    return !twisted_ && size == t_.plan().length && !t_.plan().stages.empty() &&
-           has_butterfly(t_.plan().stages[0].radix);
-  }
+  // The first stage can read rows and the last can write them.
+  bool direct() const { return !twisted_ && !t_.plan().stages.empty() && has_butterfly(t_.plan().stages[0].radix); }
 
   void store_token(int64_t token, int part, const RowScale<Scalar>& scale, const Destination<Storage>& to,
                    const C* z) const {
@@ -142,9 +146,9 @@ class Batches {
     if (!scale.regular()) {
       store_constant(to.size, scale.finite ? Scalar{0} : std::numeric_limits<Scalar>::quiet_NaN(), add, row);
     } else if (part == 0) {
-      store_row<0>(t_, to.size, z, to.scale * scale.out, twisted_, add, row);
+      store_row<0>(t_, to.size, z, to.factor(0) * scale.out, twisted_, add, row);
     } else {
-      store_row<1>(t_, to.size, z, to.scale * scale.out, twisted_, add, row);
+      store_row<1>(t_, to.size, z, to.factor(1) * scale.out, twisted_, add, row);
     }
   }
 

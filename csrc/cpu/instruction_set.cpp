@@ -8,12 +8,21 @@
 
 namespace surm::cpu {
 
-#define SURM_DECLARE_KERNELS(name)                      \
-  namespace name {                                      \
-  extern const KrylovKernels krylov_kernels;            \
-  extern const KrylovDenseKernels krylov_dense_kernels; \
+#define SURM_DECLARE_KERNELS(name)                          \
+  namespace name {                                          \
+  extern const KrylovKernels krylov_kernels;                \
+  extern const KrylovDenseKernels krylov_dense_kernels;     \
+  extern const ToeplitzKernels toeplitz_kernels;            \
+  extern const ToeplitzDenseKernels toeplitz_dense_kernels; \
+  extern const KroneckerKernels kronecker_kernels;          \
   }
-#define SURM_KERNELS_OF(name) {#name, &name::krylov_kernels, &name::krylov_dense_kernels}
+#define SURM_KERNELS_OF(name)     \
+  {#name,                         \
+   &name::krylov_kernels,         \
+   &name::krylov_dense_kernels,   \
+   &name::toeplitz_kernels,       \
+   &name::toeplitz_dense_kernels, \
+   &name::kronecker_kernels}
 
 SURM_DECLARE_KERNELS(baseline)
 #if SURM_HAS_AVX2

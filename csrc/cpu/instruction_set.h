@@ -1,7 +1,9 @@
 // The instruction set that serves this process: the widest the machine has, or what SURM_KERNELS_ISA asks for.
 #pragma once
 
+#include "kronecker.h"
 #include "krylov.h"
+#include "toeplitz.h"
 
 namespace surm::cpu {
 
@@ -9,6 +11,9 @@ struct InstructionSet {
   const char* name;
   const KrylovKernels* krylov;
   const KrylovDenseKernels* krylov_dense;
+  const ToeplitzKernels* toeplitz;
+  const ToeplitzDenseKernels* toeplitz_dense;
+  const KroneckerKernels* kronecker;
 };
 
 // Chosen at the first call. Throws std::runtime_error if SURM_KERNELS_ISA asks for what is not there.

@@ -3,28 +3,12 @@
 // f = 1 is a circulant product as it stands. f = -1 becomes one by the twist exp(iπ j/n). A size whose own transform
 // would be slow is embedded: the first column is laid out in a circulant of a smooth length N >= 2n - 1, for either f.
 #include <limits>
-#include <mutex>
-#include <unordered_map>
 
 #include "krylov.h"
 #include "spectral_product.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 namespace {
-
-template <class Scalar>
-std::shared_ptr<const Transform<Scalar>> transform_of(int64_t size) {
-  constexpr size_t kMostKept = 64;
-  static std::mutex mutex;
-  static std::unordered_map<int64_t, std::shared_ptr<const Transform<Scalar>>> kept;
-  const std::lock_guard<std::mutex> lock(mutex);
-  auto found = kept.find(size);
-  if (found == kept.end()) {
-    if (kept.size() >= kMostKept) kept.clear();
-    found = kept.emplace(size, std::make_shared<const Transform<Scalar>>(size)).first;
-  }
-  return found->second;
-}
 
 template <class Storage>
 class KrylovProduct {
@@ -40,7 +24,7 @@ class KrylovProduct {
         rows_(shape.transposed ? shape.in_blocks : shape.out_blocks),
         columns_(shape.transposed ? shape.out_blocks : shape.in_blocks),
         product_({shape.groups, shape.tokens, rows_, columns_, shape.block, shape.block,
-                  shape.sign < 0 && !transform_->plan().embedded()},
+                  shape.sign < 0 && !transform_->plan().embedded(), false},
                  *transform_, parallel) {}
 
   void matmul(const ConstRows& x, const Storage* v, const ConstRows& base, double scale, Storage* y) const {

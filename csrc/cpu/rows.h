@@ -87,22 +87,16 @@ void load_pair(const Transform<ComputeType<Storage>>& transform, int64_t n, cons
   using Scalar = ComputeType<Storage>;
   constexpr int L = kLanes<Scalar>;
   const int64_t full = n / L;
-  if (twisted) {
-    const Vector<Scalar>* twist = transform.twist();
-    for (int64_t j = 0; j < full; ++j) {
-      const Complex<Vector<Scalar>> value{load_vector(row0 + j * L) * in0, load_vector(row1 + j * L) * in1};
-      z[j] = multiply<false>(value, twist[2 * j], twist[2 * j + 1]);
-    }
-    return;  // a twisted transform is never embedded: n is a multiple of L
-  }
-  for (int64_t j = 0; j < full; ++j) {
-    z[j].re = load_vector(row0 + j * L) * in0;
-    z[j].im = load_vector(row1 + j * L) * in1;
-  }
-  int64_t j = full;
+  const Vector<Scalar>* twist = transform.twist();
+  const auto put = [&](int64_t j, const Vector<Scalar>& re, const Vector<Scalar>& im) SURM_INLINE_LAMBDA {
+    const Complex<Vector<Scalar>> value{re * in0, im * in1};
+    z[j] = twisted ? multiply<false>(value, twist[2 * j], twist[2 * j + 1]) : value;
+  };
+  int64_t j = 0;
+  for (; j < full; ++j) put(j, load_vector(row0 + j * L), load_vector(row1 + j * L));
   if (n % L != 0) {
-    z[j].re = load_partial(row0 + j * L, static_cast<int>(n % L)) * in0;
-    z[j].im = load_partial(row1 + j * L, static_cast<int>(n % L)) * in1;
+    const int rest = static_cast<int>(n % L);
+    put(j, load_partial(row0 + j * L, rest), load_partial(row1 + j * L, rest));
     ++j;
   }
   for (; j < transform.vectors(); ++j) z[j] = {Vector<Scalar>{}, Vector<Scalar>{}};
@@ -126,7 +120,7 @@ void store_row(const Transform<ComputeType<Storage>>& transform, int64_t n,
     if (kBase) value += load_vector(base + j * L);
     store_vector(row + j * L, value);
   }
-  if (!kTwisted && n % L != 0) {
+  if (n % L != 0) {
     const int rest = static_cast<int>(n % L);
     Vector<Scalar> value = part(full);
     if (kBase) value += load_partial(base + full * L, rest);

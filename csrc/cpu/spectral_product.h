@@ -1,12 +1,13 @@
 // Products of tokens with a grid of circulant blocks given by their spectra, and both gradients of them.
 //
-// What the spectra mean is the caller's: f-circulant blocks directly or embedded (krylov_kernels.cpp). With one block
-// the spectrum of the tokens stays in registers between the ways in and out (works.h). With more, every input block is
-// transformed once, products are summed in the frequency domain, and one inverse runs per output block.
+// What the spectra mean is the caller's: f-circulant blocks directly or embedded (krylov_kernels.cpp), Toeplitz blocks
+// embedded (toeplitz_kernels.cpp).
 #pragma once
 
-#include "batches.h"
-#include "works.h"
+#include <functional>
+#include <memory>
+
+#include "transform.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 
@@ -16,6 +17,7 @@ struct SpectralShape {
   int64_t rows, columns;      // blocks of an output row, blocks of an input row
   int64_t out_size, in_size;  // values of an output block, of an input block; the rest of a transform is padding
   bool twisted;               // multiply by exp(iπ j/n) on the way in and its conjugate on the way out
+  bool reflected;             // the product is with rows in reversed order, x[-j mod N]
 
   int64_t blocks() const { return rows * columns; }
   int64_t in_width() const { return columns * in_size; }
@@ -25,394 +27,31 @@ struct SpectralShape {
 template <class Storage>
 class SpectralProduct {
   using Scalar = ComputeType<Storage>;
-  using V = Vector<Scalar>;
-  using C = Complex<V>;
-  static constexpr int L = kLanes<Scalar>;
+  using C = Complex<Vector<Scalar>>;
 
  public:
-  SpectralProduct(const SpectralShape& shape, const Transform<Scalar>& transform, const ParallelFor& parallel)
-      : shape_(shape),
-        t_(transform),
-        parallel_(parallel),
-        pairs_(single() ? pairs_for_single() : t_.pairs_to_fill_tiles()),
-        spectrum_(t_.spectrum_vectors(pairs_)),
-        batches_(single() ? 1 : batches_for_blocks()),
-        unit_pairs_(pairs_ * batches_),
-        units_((shape.tokens + 2 * unit_pairs_ - 1) / (2 * unit_pairs_)),
-        tokens_(transform, std::max(shape.in_size, shape.out_size), shape.twisted) {}
+  using Fill = std::function<void(int64_t item, Scalar* values)>;
+  using Take = std::function<void(int64_t group, int64_t row, int64_t column, Scalar* values, bool finite)>;
+
+  SpectralProduct(const SpectralShape& shape, const Transform<Scalar>& transform, const ParallelFor& parallel);
+  ~SpectralProduct();
 
   // Spectra of `count` parameter blocks, divided by the transform's length: fill(item, values) gives the first column
   // of the circulant block.
-  template <class Fill>
-  Buffer<C> parameter_spectra(int64_t count, const Fill& fill) const {
-    const int64_t length = t_.plan().length, vectors = t_.vectors();
-    const V inverse_length = V{} + static_cast<Scalar>(1) / static_cast<Scalar>(length);
-    Buffer<C> spectra(count * spectrum_);
-    parallel_(count, grain(pairs_ * length), [&](int64_t begin, int64_t end) {
-      C* z;
-      Scalar* values;
-      Scratch::take(Scratch::Request<C>{&z, pairs_ * vectors}, Scratch::Request<Scalar>{&values, length});
-      for (int64_t item = begin; item < end; ++item) {
-        fill(item, values);
-        for (int64_t k = 0; k < vectors; ++k) {
-          const C value{load_as<V>(values + k * L) * inverse_length, V{}};
-          z[k] = shape_.twisted ? multiply<false>(value, t_.twist()[2 * k], t_.twist()[2 * k + 1]) : value;
-        }
-        for (int pair = 1; pair < pairs_; ++pair) std::copy(z, z + vectors, z + pair * vectors);
-        Prefetch nothing;
-        ToSpectrum<Storage> work{t_, z, nullptr, spectra.data() + item * spectrum_, nothing};
-        descend(t_, work, 0, 0, pairs_);
-      }
-    });
-    return spectra;
-  }
+  Buffer<C> parameter_spectra(int64_t count, const Fill& fill) const;
 
   // y = base + scale · product; `factors` are the spectra (groups, rows, columns).
-  void matmul(const ConstRows& x, const C* factors, const ConstRows& base, double scale, Storage* y) const {
-    parallel_(shape_.groups * units_, grain(2 * unit_pairs_ * std::max(shape_.in_width(), shape_.out_width())),
-              [&](int64_t begin, int64_t end) {
-                for (int64_t item = begin; item < end; ++item) {
-                  const int64_t group = item / units_;
-                  const Destination<Storage> to{0,
-                                                shape_.out_size,
-                                                shape_.out_width(),
-                                                static_cast<Scalar>(scale),
-                                                rows_of<Storage>(base, group),
-                                                y + group * shape_.tokens * shape_.out_width()};
-                  const C* group_factors = factors + group * shape_.blocks() * spectrum_;
-                  const Rows<Storage> rows = rows_of<Storage>(x, group);
-                  single() ? single_matmul(item % units_, rows, group_factors, to)
-                           : block_matmul(item % units_, rows, group_factors, to);
-                }
-              });
-  }
+  void matmul(const ConstRows& x, const C* factors, const ConstRows& base, double scale, Storage* y) const;
 
   // x_gradient (if not null) = scale · transposed product of g, `factors` the transposed blocks' spectra (groups,
   // columns, rows). take(group, row, column, values, finite) gets scale · the gradient of a block's first column,
   // summed over tokens; finite is false if a token was not, and then the values say nothing.
-  template <class Take>
   void backward(const ConstRows& g, const ConstRows& x, const C* factors, double scale, Storage* x_gradient,
-                const Take& take) const {
-    const int64_t chunks = chunk_count(), sums_of_chunk = shape_.blocks() * spectrum_;
-    const Buffer<C> sums(shape_.groups * chunks * sums_of_chunk);
-    const Buffer<char> poisoned(shape_.groups * chunks);
-    parallel_(shape_.groups * chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t group = item / chunks, chunk = item % chunks;
-        Gradients gradients{rows_of<Storage>(g, group),
-                            rows_of<Storage>(x, group),
-                            nullptr,
-                            {0, shape_.in_size, shape_.in_width(), static_cast<Scalar>(scale), {}, nullptr},
-                            sums.data() + item * sums_of_chunk,
-                            &poisoned[item]};
-        if (x_gradient != nullptr) {
-          gradients.factors = factors + group * sums_of_chunk;
-          gradients.x_gradient.out = x_gradient + group * shape_.tokens * shape_.in_width();
-        }
-        std::fill(gradients.sums, gradients.sums + sums_of_chunk, C{V{}, V{}});
-        poisoned[item] = 0;
-        for (int64_t unit = units_ * chunk / chunks; unit < units_ * (chunk + 1) / chunks; ++unit) {
-          single() ? single_backward(unit, gradients) : block_backward(unit, gradients);
-        }
-      }
-    });
-    finish_gradient(sums.data(), poisoned.data(), chunks, scale, take);
-  }
+                const Take& take) const;
 
  private:
-  // One chunk's share of the gradients.
-  struct Gradients {
-    Rows<Storage> g, x;
-    const C* factors;  // null: no x_gradient wanted
-    Destination<Storage> x_gradient;
-    C* sums;  // spectra of the parameter gradient, (rows, columns, spectrum)
-    char* poisoned;
-  };
-
-  static constexpr int kMostPairs = 32;
-
-  bool single() const { return shape_.blocks() == 1; }
-
-  // Short rows are walked together, so that what a walk costs beside its arithmetic is shared.
-  static constexpr int64_t kVectorsWorthAWalk = 32;
-
-  int pairs_for_single() const {
-    int pairs = t_.pairs_to_fill_tiles();
-    while (pairs * t_.vectors() < kVectorsWorthAWalk && 2 * pairs < shape_.tokens && pairs < kMostPairs) pairs *= 2;
-    return pairs;
-  }
-
-  // The more batches, the fewer loads of parameter spectra a product needs; the batches' own have to stay in L2.
-  int batches_for_blocks() const {
-    const int64_t bytes = (shape_.rows + shape_.columns) * spectrum_ * static_cast<int64_t>(sizeof(C));
-    for (int batches = 8; batches > 1; batches /= 2) {
-      if (batches * bytes <= 1024 * 1024 && batches * pairs_ <= shape_.tokens) return batches;
-    }
-    return 1;
-  }
-
-  // Batches that one walk takes: tiles must not reach from one into the next, and more than a walk is worth only costs
-  // cache.
-  int batches_in_walk() const {
-    const int64_t vectors = pairs_ * t_.vectors();
-    int batches = 1;
-    while (vectors % kTile<Scalar> == 0 && batches < batches_ && batches * vectors < kVectorsWorthAWalk) batches *= 2;
-    return batches;
-  }
-
-  // Items of `values` values each that are worth a thread.
-  static int64_t grain(int64_t values) { return std::max<int64_t>(1, 16 * 1024 / std::max<int64_t>(values, 1)); }
-
-  // A fixed number of chunks for a shape, whatever the threads, so that sums always run in the same order.
-  int64_t chunk_count() const {
-    constexpr int64_t kMostChunks = 128, kTokensInChunk = 64, kBytes = 4 << 20;
-    const int64_t bytes = shape_.blocks() * spectrum_ * static_cast<int64_t>(sizeof(C));
-    const int64_t affordable = std::max<int64_t>(4, kBytes / bytes);
-    const int64_t worth = (shape_.tokens + kTokensInChunk - 1) / kTokensInChunk;
-    return std::max<int64_t>(1, std::min({units_, kMostChunks, affordable, worth}));
-  }
-
-  void find(const Rows<Storage>& rows, int64_t unit, int64_t width, Pair<Storage>* pairs) const {
-    find_pairs(rows, 2 * unit * unit_pairs_, unit_pairs_, shape_.tokens, width, pairs);
-  }
-
-  // The rows of a unit, if they lie one behind the other.
-  void prefetch_rows(Prefetch& prefetch, const Rows<Storage>& rows, int64_t unit, int64_t width) const {
-    const int64_t first = 2 * unit * unit_pairs_;
-    const int64_t count = std::min<int64_t>(2 * unit_pairs_, shape_.tokens - first);
-    if (rows.stride == width && count > 0) prefetch.add(rows.at(first), count * width * sizeof(Storage));
-  }
-
-  // ---- one block ----
-
-  void single_matmul(int64_t unit, const Rows<Storage>& x, const C* factor, const Destination<Storage>& to) const {
-    C* z;
-    Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()});
-    Pair<Storage> pairs[kMostPairs];
-    RowSource<Storage> sources[kMostPairs];
-    RowSink<Storage> sinks[kMostPairs];
-    find(x, unit, shape_.in_size, pairs);
-    tokens_.load(pairs, pairs_, 0, shape_.in_size, z, sources);
-    tokens_.aim(pairs, pairs_, shape_.tokens, to, sinks);
-    Prefetch prefetch;
-    prefetch_rows(prefetch, {to.out, to.width}, unit, to.width);
-    prefetch_rows(prefetch, x, unit + 1, shape_.in_size);
-    Product<Storage> work{t_, z, sources, sinks, factor, prefetch};
-    descend(t_, work, 0, 0, pairs_);
-    tokens_.store(pairs, pairs_, shape_.tokens, to, z, sinks);
-  }
-
-  void single_backward(int64_t unit, const Gradients& gradients) const {
-    C *g_row, *x_row;
-    Scratch::take(Scratch::Request<C>{&g_row, pairs_ * t_.vectors()},
-                  Scratch::Request<C>{&x_row, pairs_ * t_.vectors()});
-    Pair<Storage> g[kMostPairs], x[kMostPairs];
-    RowSource<Storage> g_sources[kMostPairs], x_sources[kMostPairs];
-    RowSink<Storage> sinks[kMostPairs];
-    const Destination<Storage>& to = gradients.x_gradient;
-    find(gradients.g, unit, shape_.out_size, g);
-    if (!find_partners(gradients.x, g, pairs_, shape_.tokens, x)) *gradients.poisoned = 1;
-    tokens_.load(g, pairs_, 0, shape_.out_size, g_row, g_sources);
-    tokens_.load(x, pairs_, 0, shape_.in_size, x_row, x_sources);
-    tokens_.aim(g, pairs_, shape_.tokens, to, sinks);
-    Prefetch prefetch;
-    if (gradients.factors != nullptr) prefetch_rows(prefetch, {to.out, to.width}, unit, to.width);
-    prefetch_rows(prefetch, gradients.g, unit + 1, shape_.out_size);
-    prefetch_rows(prefetch, gradients.x, unit + 1, shape_.in_size);
-    ProductPullback<Storage> work{t_,      g_row, x_row, g_sources, x_sources, sinks, gradients.factors, gradients.sums,
-                                  prefetch};
-    descend(t_, work, 0, 0, pairs_);
-    if (gradients.factors != nullptr) tokens_.store(g, pairs_, shape_.tokens, to, g_row, sinks);
-  }
-
-  // ---- blocks ----
-
-  // Spectra of `blocks` blocks of `size` values of the pairs of a unit, (blocks, batches, spectrum).
-  void to_spectra(const Pair<Storage>* pairs, int64_t blocks, int64_t size, Prefetch& prefetch, C* z,
-                  C* spectra) const {
-    RowSource<Storage> sources[kMostPairs];
-    const int step = batches_in_walk(), count = step * pairs_;
-    for (int64_t block = 0; block < blocks; ++block) {
-      for (int batch = 0; batch < batches_; batch += step, spectra += step * spectrum_) {
-        tokens_.load(pairs + batch * pairs_, count, block * size, size, z, sources);
-        ToSpectrum<Storage> work{t_, z, sources, spectra, prefetch};
-        descend(t_, work, 0, 0, count);
-      }
-    }
-  }
-
-  // total[batch] = Σ_k factor[k] ∘ in[k, batch].
-  template <int kBatches>
-  void sum_products(const C* factor, const C* in, int64_t count, C* total) const {
-    for (int64_t s = 0; s < spectrum_; ++s) {
-      C sum[kBatches] = {};
-      for (int64_t k = 0; k < count; ++k) {
-        const C f = factor[k * spectrum_ + s];
-        SURM_UNROLL
-        for (int b = 0; b < kBatches; ++b) {
-          sum[b] = sum[b] + multiply<false>(in[(k * kBatches + b) * spectrum_ + s], f.re, f.im);
-        }
-      }
-      SURM_UNROLL
-      for (int b = 0; b < kBatches; ++b) total[b * spectrum_ + s] = sum[b];
-    }
-  }
-
-  // Products of the spectra of a unit with `blocks` rows of factors, back to rows and stored.
-  void from_spectra(const Pair<Storage>* pairs, const C* factors, const C* in, int64_t in_blocks, int64_t blocks,
-                    Destination<Storage> to, Prefetch& prefetch, C* z, C* total) const {
-    const int step = batches_in_walk(), count = step * pairs_;
-    for (to.block = 0; to.block < blocks; ++to.block, factors += in_blocks * spectrum_) {
-      if (batches_ == 8) sum_products<8>(factors, in, in_blocks, total);
-      if (batches_ == 4) sum_products<4>(factors, in, in_blocks, total);
-      if (batches_ == 2) sum_products<2>(factors, in, in_blocks, total);
-      if (batches_ == 1) sum_products<1>(factors, in, in_blocks, total);
-      for (int batch = 0; batch < batches_; batch += step) {
-        RowSink<Storage> sinks[kMostPairs];
-        tokens_.aim(pairs + batch * pairs_, count, shape_.tokens, to, sinks);
-        FromSpectrum<Storage> work{t_, z, sinks, total + batch * spectrum_, prefetch};
-        descend(t_, work, 0, 0, count);
-        tokens_.store(pairs + batch * pairs_, count, shape_.tokens, to, z, sinks);
-      }
-    }
-  }
-
-  void block_matmul(int64_t unit, const Rows<Storage>& x, const C* factors, const Destination<Storage>& to) const {
-    C *z, *in, *total;
-    Pair<Storage>* pairs;
-    Scratch::take(Scratch::Request<C>{&z, unit_pairs_ * t_.vectors()},
-                  Scratch::Request<C>{&in, shape_.columns * batches_ * spectrum_},
-                  Scratch::Request<C>{&total, batches_ * spectrum_},
-                  Scratch::Request<Pair<Storage>>{&pairs, unit_pairs_});
-    find(x, unit, shape_.in_width(), pairs);
-    Prefetch prefetch;
-    prefetch_rows(prefetch, {to.out, to.width}, unit, to.width);
-    prefetch_rows(prefetch, x, unit + 1, shape_.in_width());
-    to_spectra(pairs, shape_.columns, shape_.in_size, prefetch, z, in);
-    from_spectra(pairs, factors, in, shape_.columns, shape_.rows, to, prefetch, z, total);
-  }
-
-  // sums[i, j] += Σ_batch ĝ[i, batch] ∘ conj(x̂[j, batch]) for a patch of kRows × kColumns blocks.
-  template <int kRows, int kColumns>
-  void add_products(const C* g, const C* x, int64_t i, int64_t j, C* sums) const {
-    const auto sum_at = [&](int a, int b) { return ((i + a) * shape_.columns + j + b) * spectrum_; };
-    for (int64_t s = 0; s < spectrum_; ++s) {
-      C sum[kRows][kColumns];
-      SURM_UNROLL
-      for (int a = 0; a < kRows; ++a) {
-        SURM_UNROLL
-        for (int b = 0; b < kColumns; ++b) sum[a][b] = sums[sum_at(a, b) + s];
-      }
-      for (int64_t batch = 0; batch < batches_; ++batch) {
-        SURM_UNROLL
-        for (int a = 0; a < kRows; ++a) {
-          const C g_hat = g[((i + a) * batches_ + batch) * spectrum_ + s];
-          SURM_UNROLL
-          for (int b = 0; b < kColumns; ++b) {
-            const C x_hat = x[((j + b) * batches_ + batch) * spectrum_ + s];
-            sum[a][b] = sum[a][b] + multiply<true>(g_hat, x_hat.re, x_hat.im);
-          }
-        }
-      }
-      SURM_UNROLL
-      for (int a = 0; a < kRows; ++a) {
-        SURM_UNROLL
-        for (int b = 0; b < kColumns; ++b) sums[sum_at(a, b) + s] = sum[a][b];
-      }
-    }
-  }
-
-  void add_all_products(const C* g, const C* x, C* sums) const {
-    for (int64_t i = 0; i < shape_.rows; i += 2) {
-      for (int64_t j = 0; j < shape_.columns; j += 2) {
-        const bool two_rows = i + 1 < shape_.rows, two_columns = j + 1 < shape_.columns;
-        if (two_rows && two_columns) add_products<2, 2>(g, x, i, j, sums);
-        if (two_rows && !two_columns) add_products<2, 1>(g, x, i, j, sums);
-        if (!two_rows && two_columns) add_products<1, 2>(g, x, i, j, sums);
-        if (!two_rows && !two_columns) add_products<1, 1>(g, x, i, j, sums);
-      }
-    }
-  }
-
-  void block_backward(int64_t unit, const Gradients& gradients) const {
-    C *z, *g_hat, *x_hat, *total;
-    Pair<Storage>*g, *x;
-    Scratch::take(Scratch::Request<C>{&z, unit_pairs_ * t_.vectors()},
-                  Scratch::Request<C>{&g_hat, shape_.rows * batches_ * spectrum_},
-                  Scratch::Request<C>{&x_hat, shape_.columns * batches_ * spectrum_},
-                  Scratch::Request<C>{&total, batches_ * spectrum_}, Scratch::Request<Pair<Storage>>{&g, unit_pairs_},
-                  Scratch::Request<Pair<Storage>>{&x, unit_pairs_});
-    find(gradients.g, unit, shape_.out_width(), g);
-    if (!find_partners(gradients.x, g, unit_pairs_, shape_.tokens, x)) *gradients.poisoned = 1;
-    const Destination<Storage>& to = gradients.x_gradient;
-    Prefetch prefetch;
-    if (gradients.factors != nullptr) prefetch_rows(prefetch, {to.out, to.width}, unit, to.width);
-    prefetch_rows(prefetch, gradients.g, unit + 1, shape_.out_width());
-    prefetch_rows(prefetch, gradients.x, unit + 1, shape_.in_width());
-    to_spectra(g, shape_.rows, shape_.out_size, prefetch, z, g_hat);
-    to_spectra(x, shape_.columns, shape_.in_size, prefetch, z, x_hat);
-    add_all_products(g_hat, x_hat, gradients.sums);
-    if (gradients.factors != nullptr) {
-      from_spectra(g, gradients.factors, g_hat, shape_.rows, shape_.columns, to, prefetch, z, total);
-    }
-  }
-
-  // ---- the parameter gradient ----
-
-  // A fixed tree of sums over the chunks, then one inverse transform a block.
-  template <class Take>
-  void finish_gradient(C* sums, const char* poisoned, int64_t chunks, double scale, const Take& take) const {
-    const int64_t length = t_.plan().length, blocks = shape_.blocks();
-    const auto factor = static_cast<Scalar>(scale / static_cast<double>(length));
-    parallel_(shape_.groups * blocks, grain(chunks * spectrum_ * L), [&](int64_t begin, int64_t end) {
-      C* z;
-      Scalar* values;
-      Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()}, Scratch::Request<Scalar>{&values, length});
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t group = item / blocks, block = item % blocks;
-        C* spectrum = sums + (group * chunks * blocks + block) * spectrum_;
-        add_chunks(spectrum, chunks, blocks * spectrum_);
-        Prefetch nothing;
-        FromSpectrum<Storage> work{t_, z, nullptr, spectrum, nothing};
-        descend(t_, work, 0, 0, pairs_);
-        gather_pairs(z, factor, values);
-        const char* flags = poisoned + group * chunks;
-        const bool finite = std::find(flags, flags + chunks, char{1}) == flags + chunks;
-        take(group, block / shape_.columns, block % shape_.columns, values, finite);
-      }
-    });
-  }
-
-  void add_chunks(C* first, int64_t chunks, int64_t distance) const {
-    for (int64_t step = 1; step < chunks; step *= 2) {
-      for (int64_t chunk = 0; chunk + step < chunks; chunk += 2 * step) {
-        C* to = first + chunk * distance;
-        const C* from = first + (chunk + step) * distance;
-        for (int64_t k = 0; k < spectrum_; ++k) to[k] = to[k] + from[k];
-      }
-    }
-  }
-
-  // The real part of the sum over the pairs of a batch: both rows of a pair are in it.
-  void gather_pairs(const C* z, Scalar factor, Scalar* values) const {
-    const int64_t vectors = t_.vectors();
-    for (int64_t k = 0; k < vectors; ++k) {
-      C total = z[k];
-      for (int pair = 1; pair < pairs_; ++pair) total = total + z[pair * vectors + k];
-      if (shape_.twisted) total = multiply<true>(total, t_.twist()[2 * k], t_.twist()[2 * k + 1]);
-      store_vector<Scalar>(values + k * L, total.re * factor);
-    }
-  }
-
-  const SpectralShape shape_;
-  const Transform<Scalar>& t_;
-  const ParallelFor& parallel_;
-  const int pairs_;         // packed rows in a batch; each has its own copy of the parameter spectra
-  const int64_t spectrum_;  // complex vectors in the spectrum of a batch
-  const int batches_;       // batches in a unit, which share one copy of the parameter spectra
-  const int unit_pairs_;
-  const int64_t units_;
-  const Batches<Storage> tokens_;
+  class Machine;  // in spectral_product_kernels.cpp, compiled once for all that use it
+  const std::unique_ptr<const Machine> machine_;
 };
 
 }  // namespace surm::cpu::SURM_INSTRUCTION_SET

@@ -32,52 +32,6 @@ class Prefetch {
   int count_ = 0, turn_ = 0;
 };
 
-template <int R, bool kInverse, class Scalar>
-void run_stage(Complex<Vector<Scalar>>* z, int64_t blocks, int64_t stride, const Vector<Scalar>* twiddles,
-               Prefetch& prefetch) {
-  for (int64_t block = 0; block < blocks; ++block, z += R * stride) {
-    const Vector<Scalar>* w = twiddles;
-    for (int64_t j = 0; j < stride; ++j, w += 2 * (R - 1)) {
-      Complex<Vector<Scalar>> u[R];
-      prefetch.step();
-      u[0] = z[j];
-      SURM_UNROLL
-      for (int k = 1; k < R; ++k) {
-        u[k] = z[j + k * stride];
-        if (kInverse) u[k] = multiply<true>(u[k], w[2 * k - 2], w[2 * k - 1]);
-      }
-      Butterfly<R, kInverse>::apply(u);
-      z[j] = u[0];
-      SURM_UNROLL
-      for (int k = 1; k < R; ++k) {
-        z[j + k * stride] = kInverse ? u[k] : multiply<false>(u[k], w[2 * k - 2], w[2 * k - 1]);
-      }
-    }
-  }
-}
-
-template <bool kInverse, class Scalar>
-void run_generic_stage(int radix, Complex<Vector<Scalar>>* z, int64_t blocks, int64_t stride,
-                       const Vector<Scalar>* twiddles, const Scalar* turns, Prefetch& prefetch) {
-  for (int64_t block = 0; block < blocks; ++block, z += radix * stride) {
-    const Vector<Scalar>* w = twiddles;
-    for (int64_t j = 0; j < stride; ++j, w += 2 * (radix - 1)) {
-      Complex<Vector<Scalar>> u[kLargestRadix];
-      prefetch.step();
-      u[0] = z[j];
-      for (int k = 1; k < radix; ++k) {
-        u[k] = z[j + k * stride];
-        if (kInverse) u[k] = multiply<true>(u[k], w[2 * k - 2], w[2 * k - 1]);
-      }
-      generic_odd_butterfly<kInverse, kLargestRadix>(u, radix, turns);
-      z[j] = u[0];
-      for (int k = 1; k < radix; ++k) {
-        z[j + k * stride] = kInverse ? u[k] : multiply<false>(u[k], w[2 * k - 2], w[2 * k - 1]);
-      }
-    }
-  }
-}
-
 // Calls body with the radix as a compile-time constant; false if no butterfly is written for it.
 template <class Body>
 SURM_INLINE bool with_butterfly(int radix, const Body& body) {
@@ -104,48 +58,63 @@ SURM_INLINE bool with_butterfly(int radix, const Body& body) {
   }
 }
 
+// One stage of `blocks` blocks, out of line (stages_kernels.cpp).
 template <bool kInverse, class Scalar>
 void run_stage(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t blocks,
-               Prefetch& prefetch) {
-  const int radix = transform.plan().stages[stage].radix;
-  const int64_t stride = transform.plan().stages[stage].stride / kLanes<Scalar>;
-  const Vector<Scalar>* w = transform.twiddles(stage);
-  const bool done = with_butterfly(
-      radix, [&](auto r) { run_stage<decltype(r)::value, kInverse, Scalar>(z, blocks, stride, w, prefetch); });
-  if (!done) run_generic_stage<kInverse>(radix, z, blocks, stride, w, transform.generic_turns(stage), prefetch);
-}
+               Prefetch& prefetch);
 
-// Two real rows that the first stage reads itself, without a pass of its own: z = in[0] row[0] + i in[1] row[1].
-// No rows: z holds the packed row already.
+// Two real rows that the first stage reads itself, without a pass of its own: z = in[0] row[0] + i in[1] row[1], and
+// zeros beyond `size`. No rows: z holds the packed row already.
 template <class Storage>
 struct RowSource {
   const Storage* row[2] = {nullptr, nullptr};
   ComputeType<Storage> in[2] = {0, 0};
+  int64_t size = 0;
 };
 
-// Two real rows that the last stage writes itself: row = base + factor · part of z; base may be null for both.
-// No rows: the packed row stays in z.
+// Two real rows that the last stage writes itself: row = base + factor · part of z, the first `size` values; base may
+// be null for both. No rows: the packed row stays in z.
 template <class Storage>
 struct RowSink {
   Storage* row[2] = {nullptr, nullptr};
   const Storage* base[2] = {nullptr, nullptr};
   ComputeType<Storage> factor[2] = {0, 0};
+  int64_t size = 0;
 };
 
-template <int R, class Storage, class Scalar = ComputeType<Storage>>
-void run_first_stage(const RowSource<Storage>& source, Complex<Vector<Scalar>>* z, int64_t stride,
-                     const Vector<Scalar>* w, Prefetch& prefetch) {
-  constexpr int L = kLanes<Scalar>;
-  const Storage *re = source.row[0], *im = source.row[1];
-  const Scalar re_in = source.in[0], im_in = source.in[1];
+// The vectors of a row of `size` values: vector i is row + i·L while it lies in the row, then a copy of the last few
+// values followed by zeros, then zeros. Results for the copy are written back by `finish`.
+template <class Storage>
+class PaddedRow {
+  static constexpr int L = kLanes<ComputeType<Storage>>;
+
+ public:
+  PaddedRow(const Storage* row, int64_t size)
+      : row_(row), whole_(row != nullptr ? size / L : 0), rest_(row != nullptr ? static_cast<int>(size % L) : 0) {
+    std::memset(tail_, 0, sizeof(tail_));
+    if (rest_ > 0) std::memcpy(tail_, row + whole_ * L, rest_ * sizeof(Storage));
+  }
+
+  SURM_INLINE const Storage* at(int64_t i) const { return i < whole_ ? row_ + i * L : tail_ + (i > whole_ ? L : 0); }
+  SURM_INLINE Storage* at(int64_t i) { return const_cast<Storage*>(static_cast<const PaddedRow*>(this)->at(i)); }
+
+  void finish() { std::memcpy(const_cast<Storage*>(row_) + whole_ * L, tail_, rest_ * sizeof(Storage)); }
+
+ private:
+  const Storage* row_;
+  int64_t whole_;
+  int rest_;
+  alignas(64) Storage tail_[2 * L];
+};
+
+template <int R, class Scalar, class Load>
+SURM_INLINE void first_stage(Complex<Vector<Scalar>>* z, int64_t stride, const Vector<Scalar>* w, Prefetch& prefetch,
+                             const Load& load) {
   for (int64_t j = 0; j < stride; ++j, w += 2 * (R - 1)) {
     Complex<Vector<Scalar>> u[R];
     prefetch.step();
     SURM_UNROLL
-    for (int k = 0; k < R; ++k) {
-      const int64_t at = (j + k * stride) * L;
-      u[k] = {load_vector(re + at) * re_in, load_vector(im + at) * im_in};
-    }
+    for (int k = 0; k < R; ++k) u[k] = load(j + k * stride);
     Butterfly<R, false>::apply(u);
     z[j] = u[0];
     SURM_UNROLL
@@ -153,11 +122,28 @@ void run_first_stage(const RowSource<Storage>& source, Complex<Vector<Scalar>>* 
   }
 }
 
-template <int R, bool kBase, class Storage, class Scalar = ComputeType<Storage>>
-void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Storage>& sink, int64_t stride,
-                    const Vector<Scalar>* w, Prefetch& prefetch) {
+template <int R, class Storage, class Scalar = ComputeType<Storage>>
+void run_first_stage(const RowSource<Storage>& source, Complex<Vector<Scalar>>* z, int64_t stride,
+                     const Vector<Scalar>* w, Prefetch& prefetch) {
   constexpr int L = kLanes<Scalar>;
-  const RowSink<Storage> to = sink;
+  using C = Complex<Vector<Scalar>>;
+  const Storage *re = source.row[0], *im = source.row[1];
+  const Scalar re_in = source.in[0], im_in = source.in[1];
+  if (source.size == R * stride * L) {
+    first_stage<R, Scalar>(z, stride, w, prefetch, [=](int64_t i) SURM_INLINE_LAMBDA {
+      return C{load_vector(re + i * L) * re_in, load_vector(im + i * L) * im_in};
+    });
+  } else {
+    const PaddedRow<Storage> row0(re, source.size), row1(im, source.size);
+    first_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i) SURM_INLINE_LAMBDA {
+      return C{load_vector(row0.at(i)) * re_in, load_vector(row1.at(i)) * im_in};
+    });
+  }
+}
+
+template <int R, class Scalar, class Store>
+SURM_INLINE void last_stage(const Complex<Vector<Scalar>>* z, int64_t stride, const Vector<Scalar>* w,
+                            Prefetch& prefetch, const Store& store) {
   for (int64_t j = 0; j < stride; ++j, w += 2 * (R - 1)) {
     Complex<Vector<Scalar>> u[R];
     prefetch.step();
@@ -166,13 +152,34 @@ void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Storage>& si
     for (int k = 1; k < R; ++k) u[k] = multiply<true>(z[j + k * stride], w[2 * k - 2], w[2 * k - 1]);
     Butterfly<R, true>::apply(u);
     SURM_UNROLL
-    for (int k = 0; k < R; ++k) {
-      const int64_t at = (j + k * stride) * L;
-      Vector<Scalar> re = u[k].re * to.factor[0], im = u[k].im * to.factor[1];
-      if (kBase) re += load_vector(to.base[0] + at), im += load_vector(to.base[1] + at);
-      store_vector(to.row[0] + at, re);
-      store_vector(to.row[1] + at, im);
-    }
+    for (int k = 0; k < R; ++k) store(j + k * stride, u[k]);
+  }
+}
+
+template <int R, class Storage, class Scalar = ComputeType<Storage>>
+void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Storage>& sink, int64_t stride,
+                    const Vector<Scalar>* w, Prefetch& prefetch) {
+  constexpr int L = kLanes<Scalar>;
+  using C = Complex<Vector<Scalar>>;
+  const RowSink<Storage> to = sink;
+  if (to.size != R * stride * L) {
+    PaddedRow<Storage> row0(to.row[0], to.size), row1(to.row[1], to.size);
+    const PaddedRow<Storage> base0(to.base[0], to.size), base1(to.base[1], to.size);
+    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
+      store_vector(row0.at(i), u.re * to.factor[0] + load_vector(base0.at(i)));
+      store_vector(row1.at(i), u.im * to.factor[1] + load_vector(base1.at(i)));
+    });
+    row0.finish(), row1.finish();
+  } else if (to.base[0] != nullptr) {
+    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
+      store_vector(to.row[0] + i * L, u.re * to.factor[0] + load_vector(to.base[0] + i * L));
+      store_vector(to.row[1] + i * L, u.im * to.factor[1] + load_vector(to.base[1] + i * L));
+    });
+  } else {
+    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
+      store_vector(to.row[0] + i * L, u.re * to.factor[0]);
+      store_vector(to.row[1] + i * L, u.im * to.factor[1]);
+    });
   }
 }
 
@@ -206,9 +213,7 @@ void walk_stage_out(const Transform<Scalar>& transform, size_t stage, Complex<Ve
       run_stage<true>(transform, 0, z, 1, prefetch);
     } else {
       with_butterfly(last.radix, [&](auto r) {
-        constexpr int R = decltype(r)::value;
-        sink.base[0] != nullptr ? run_last_stage<R, true>(z, sink, stride, transform.twiddles(0), prefetch)
-                                : run_last_stage<R, false>(z, sink, stride, transform.twiddles(0), prefetch);
+        run_last_stage<decltype(r)::value>(z, sink, stride, transform.twiddles(0), prefetch);
       });
     }
   }

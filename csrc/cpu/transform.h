@@ -6,6 +6,10 @@
 // (tiles.h): the spectrum exists tile by tile. Work on the spectrum happens right there, before the way back (works.h).
 #pragma once
 
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "../plan/plan.h"
@@ -25,7 +29,7 @@ class Transform {
   using V = Vector<Scalar>;
   using C = Complex<V>;
 
-  explicit Transform(int64_t size) : plan_(make_plan(size, L)) {
+  explicit Transform(Plan plan) : plan_(std::move(plan)) {
     const auto factors = twiddle_factors<Scalar>(plan_, L);
     twiddles_ = Buffer<Scalar>(factors.size());
     if (!factors.empty()) std::memcpy(twiddles_.data(), factors.data(), factors.size() * sizeof(Scalar));
@@ -74,6 +78,24 @@ class Transform {
   std::vector<size_t> starts_;
   std::vector<std::vector<Scalar>> turns_;
 };
+
+// The transform for rows of n values, or padded to a length of at least n; kept for the next call.
+template <class Scalar>
+std::shared_ptr<const Transform<Scalar>> transform_of(int64_t size, bool padded = false) {
+  constexpr size_t kMostKept = 64;
+  static std::mutex mutex;
+  static std::unordered_map<int64_t, std::shared_ptr<const Transform<Scalar>>> kept[2];
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto& transforms = kept[padded ? 1 : 0];
+  auto found = transforms.find(size);
+  if (found == transforms.end()) {
+    if (transforms.size() >= kMostKept) transforms.clear();
+    constexpr int L = kLanes<Scalar>;
+    Plan plan = padded ? make_padded_plan(size, L) : make_plan(size, L);
+    found = transforms.emplace(size, std::make_shared<const Transform<Scalar>>(std::move(plan))).first;
+  }
+  return found->second;
+}
 
 // Walks the stages depth first: Work::stage_in before, Work::stage_out after what lies below, Work::middle at the
 // bottom with `count` vectors starting at `offset`.

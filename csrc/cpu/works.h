@@ -6,6 +6,15 @@
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 
+// u <- u ∘ factor, conj(u) ∘ factor if reflected, for a tile.
+template <class Scalar>
+SURM_INLINE void multiply_tile(bool reflected, const Complex<Vector<Scalar>>* factor, Complex<Vector<Scalar>>* u) {
+  SURM_UNROLL
+  for (int k = 0; k < kTile<Scalar>; ++k) {
+    u[k] = reflected ? multiply<true>(factor[k], u[k].re, u[k].im) : multiply<false>(u[k], factor[k].re, factor[k].im);
+  }
+}
+
 // Rows to their spectrum, written tile by tile in the order of the walk.
 template <class Storage>
 struct ToSpectrum {
@@ -56,7 +65,9 @@ struct FromSpectrum {
   }
 };
 
-// Rows times a spectrum and back, in place: the spectrum of the rows only ever exists in registers.
+// Rows times a spectrum and back, in place: the spectrum of the rows only ever exists in registers. Reflected: rows
+// whose order is reversed (modulo the length), packed as x1 - i·x2; the spectrum of a reversed real row is the
+// conjugate.
 template <class Storage>
 struct Product {
   using Scalar = ComputeType<Storage>;
@@ -66,6 +77,7 @@ struct Product {
   const RowSource<Storage>* sources;
   const RowSink<Storage>* sinks;
   const C* factor;
+  bool reflected;
   Prefetch& prefetch;
 
   void stage_in(size_t stage, int64_t offset, int64_t blocks) {
@@ -80,8 +92,7 @@ struct Product {
       prefetch.step();
       C u[T];
       tile_forward<Scalar>(row, u);
-      SURM_UNROLL
-      for (int k = 0; k < T; ++k) u[k] = multiply<false>(u[k], factor[k].re, factor[k].im);
+      multiply_tile<Scalar>(reflected, factor, u);
       tile_inverse<Scalar>(u, row);
       factor += T;
     };
@@ -89,7 +100,8 @@ struct Product {
   }
 };
 
-// Both gradients in one walk: sum += ĝ ∘ conj(x̂), and g <- back(ĝ ∘ factor) if a factor is given.
+// Both gradients in one walk: sum += ĝ ∘ conj(x̂), and g <- back(ĝ ∘ factor) if a factor is given. Reflected, with g
+// packed as g1 - i·g2: sum += ĝ ∘ x̂, a convolution, and g <- back(conj(ĝ) ∘ factor).
 template <class Storage>
 struct ProductPullback {
   using Scalar = ComputeType<Storage>;
@@ -101,6 +113,7 @@ struct ProductPullback {
   const RowSink<Storage>* g_sinks;
   const C* factor;
   C* sum;
+  bool reflected;
   Prefetch& prefetch;
 
   void stage_in(size_t stage, int64_t offset, int64_t blocks) {
@@ -118,11 +131,13 @@ struct ProductPullback {
       tile_forward<Scalar>(x_row, x_hat);
       tile_forward<Scalar>(g_row, u);
       SURM_UNROLL
-      for (int k = 0; k < T; ++k) sum[k] = sum[k] + multiply<true>(u[k], x_hat[k].re, x_hat[k].im);
+      for (int k = 0; k < T; ++k) {
+        sum[k] = sum[k] + (reflected ? multiply<false>(u[k], x_hat[k].re, x_hat[k].im)
+                                     : multiply<true>(u[k], x_hat[k].re, x_hat[k].im));
+      }
       sum += T;
       if (factor == nullptr) return;
-      SURM_UNROLL
-      for (int k = 0; k < T; ++k) u[k] = multiply<false>(u[k], factor[k].re, factor[k].im);
+      multiply_tile<Scalar>(reflected, factor, u);
       tile_inverse<Scalar>(u, g_row);
       factor += T;
     };

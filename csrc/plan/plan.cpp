@@ -84,28 +84,69 @@ bool has_butterfly(int radix) {
   return std::any_of(std::begin(kCosts), std::end(kCosts), [=](const RadixCost& c) { return c.radix == radix; });
 }
 
-Plan make_plan(int64_t size, int tile) {
-  const double tile_cost = tile == 1 ? 0 : kTileCost;
-  std::map<int64_t, Factors> known;
-  double best_cost = std::numeric_limits<double>::infinity();
-  Plan best{size, 0, tile, {}};
-  const auto consider = [&](int64_t length) {
-    const Factors& factors = cheapest_factors(length / tile, known);
-    const double cost = static_cast<double>(length) * (factors.cost + tile_cost);
-    if (cost < best_cost) {
-      best_cost = cost;
-      best.length = length;
-      best.stages = order_stages(factors.radices, length);
+namespace {
+
+// Keeps the cheapest of the lengths it is shown.
+class Choice {
+ public:
+  Choice(int64_t size, int tile) : tile_cost_(tile == 1 ? 0 : kTileCost), best_{size, 0, tile, {}} {}
+
+  void consider(int64_t length) {
+    const Factors& factors = cheapest_factors(length / best_.tile, known_);
+    const double cost = static_cast<double>(length) * (factors.cost + tile_cost_);
+    if (cost < best_cost_) {
+      best_cost_ = cost;
+      best_.length = length;
+      best_.stages = order_stages(factors.radices, length);
     }
-  };
-  if (size % tile == 0) consider(size);
-  const int64_t least = std::max<int64_t>(2 * size - 1, 1);
-  for (const int64_t odd : {1, 3, 5, 7, 9, 11, 13, 15, 21, 25, 27, 33, 35, 45}) {
-    int64_t length = tile * odd;
-    while (length < least) length *= 2;
-    consider(length);
   }
-  return best;
+
+  // The smooth lengths from `least` to about four thirds of it: all of them where that is quick, else a few for each
+  // power of two.
+  void consider_from(int64_t least) {
+    constexpr int64_t kMostTried = 4096;
+    const int64_t tile = best_.tile, first = (least + tile - 1) / tile;
+    if (first <= kMostTried) {
+      for (int64_t m = first; m <= 2 + first + first / 3; ++m) {
+        if (is_smooth(m)) consider(m * tile);
+      }
+    }
+    for (const int64_t odd : {1, 3, 5, 7, 9, 11, 13, 15, 21, 25, 27, 33, 35, 45}) {
+      int64_t length = tile * odd;
+      while (length < least) length *= 2;
+      consider(length);
+    }
+  }
+
+  const Plan& best() const { return best_; }
+
+ private:
+  static bool is_smooth(int64_t m) {
+    for (const int prime : {2, 3, 5, 7, 11, 13}) {
+      while (m % prime == 0) m /= prime;
+    }
+    return m == 1;
+  }
+
+  const double tile_cost_;
+  std::map<int64_t, Factors> known_;
+  double best_cost_ = std::numeric_limits<double>::infinity();
+  Plan best_;
+};
+
+}  // namespace
+
+Plan make_plan(int64_t size, int tile) {
+  Choice choice(size, tile);
+  if (size % tile == 0) choice.consider(size);
+  choice.consider_from(std::max<int64_t>(2 * size - 1, 1));
+  return choice.best();
+}
+
+Plan make_padded_plan(int64_t size, int tile) {
+  Choice choice(size, tile);
+  choice.consider_from(size);
+  return choice.best();
 }
 
 std::vector<int64_t> spectrum_order(const Plan& plan) {

@@ -33,6 +33,9 @@ struct Plan {
 // The cheapest plan for rows of n values by the cost model in plan.cpp. n >= 1, tile a power of two.
 Plan make_plan(int64_t size, int tile);
 
+// The cheapest plan whose length is at least n, for rows that are padded with zeros anyway.
+Plan make_padded_plan(int64_t size, int tile);
+
 // Radices with a butterfly written for them; any other odd prime takes the generic odd butterfly.
 bool has_butterfly(int radix);
 

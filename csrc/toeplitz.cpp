@@ -1,0 +1,85 @@
+// The toeplitz operators: glue between torch's tensors and the CPU kernels.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "cpu/instruction_set.h"
+#include "glue.h"
+
+using surm::cpu::ToeplitzShape;
+using namespace surm::glue;
+
+namespace {
+
+ToeplitzShape shape_of(const Tensor& t, int64_t tokens, int64_t columns, bool transposed, bool reflected) {
+  STD_TORCH_CHECK(columns > 0 && columns <= t.size(3), "surm_kernels: columns must be 1 to ", t.size(3), ", got ",
+                  columns);
+  return {t.size(0), tokens, t.size(1), t.size(2), t.size(3) - columns + 1, columns, transposed, reflected};
+}
+
+Tensor toeplitz(const Tensor& x_in, const Tensor& t_in, const std::optional<Tensor>& base_in, int64_t columns,
+                double scale, bool transposed, bool reflected) {
+  check_tensor(t_in, "t", 4, x_in);
+  check_tensor(x_in, "x", 3, x_in);
+  const ToeplitzShape shape = shape_of(t_in, x_in.size(1), columns, transposed, reflected);
+  const int64_t in_width = shape.in_blocks * shape.columns, out_width = shape.out_blocks * shape.rows;
+  check_size("x.shape[0]", x_in.size(0), shape.groups);
+  check_size("x.shape[2]", x_in.size(2), transposed ? out_width : in_width);
+  const Tensor x = with_contiguous_rows(x_in), t = torch::stable::contiguous(t_in);
+  Tensor y = empty_rows(x, {shape.groups, shape.tokens, transposed ? in_width : out_width});
+  const Base base(base_in, y);
+  if (y.numel() > 0) {
+    surm::cpu::instruction_set().toeplitz->matmul(storage_type(x), shape, rows_of(x), t.const_data_ptr(), base.rows(),
+                                                  scale, y.mutable_data_ptr(), parallel_for);
+  }
+  return y;
+}
+
+Tensor toeplitz_pullback(const Tensor& g_in, const Tensor& x_in, int64_t rows, int64_t columns, double scale,
+                         bool reflected) {
+  check_tensor(g_in, "g", 3, x_in);
+  check_tensor(x_in, "x", 3, x_in);
+  STD_TORCH_CHECK(rows > 0 && g_in.size(2) % rows == 0, "surm_kernels: rows must divide the last dimension of g, got ",
+                  rows);
+  STD_TORCH_CHECK(columns > 0 && x_in.size(2) % columns == 0,
+                  "surm_kernels: columns must divide the last dimension of x, got ", columns);
+  for (int64_t d = 0; d < 2; ++d) check_size("a size of g", g_in.size(d), x_in.size(d));
+  const Tensor g = with_contiguous_rows(g_in), x = with_contiguous_rows(x_in);
+  const ToeplitzShape shape{x.size(0), x.size(1), g.size(2) / rows, x.size(2) / columns, rows,
+                            columns,   false,     reflected};
+  Tensor t_gradient = empty(x, {shape.groups, shape.out_blocks, shape.in_blocks, rows + columns - 1});
+  if (t_gradient.numel() > 0) {
+    surm::cpu::instruction_set().toeplitz->backward(storage_type(x), shape, rows_of(g), rows_of(x), nullptr, scale,
+                                                    nullptr, t_gradient.mutable_data_ptr(), parallel_for);
+  }
+  return t_gradient;
+}
+
+std::tuple<Tensor, Tensor> toeplitz_backward(const Tensor& g_in, const Tensor& x_in, const Tensor& t_in,
+                                             int64_t columns, double scale, bool reflected) {
+  check_tensor(g_in, "g", 3, x_in);
+  check_tensor(x_in, "x", 3, x_in);
+  check_tensor(t_in, "t", 4, x_in);
+  const ToeplitzShape shape = shape_of(t_in, x_in.size(1), columns, false, reflected);
+  for (int64_t d = 0; d < 2; ++d) check_size("a size of g", g_in.size(d), x_in.size(d));
+  check_size("x.shape[0]", x_in.size(0), shape.groups);
+  check_size("x.shape[2]", x_in.size(2), shape.in_blocks * shape.columns);
+  check_size("g.shape[2]", g_in.size(2), shape.out_blocks * shape.rows);
+  const Tensor g = with_contiguous_rows(g_in), x = with_contiguous_rows(x_in), t = torch::stable::contiguous(t_in);
+  Tensor x_gradient = empty_rows(x, {x.size(0), x.size(1), x.size(2)});
+  Tensor t_gradient = empty(x, {t.size(0), t.size(1), t.size(2), t.size(3)});
+  if (t_gradient.numel() > 0) {
+    surm::cpu::instruction_set().toeplitz->backward(storage_type(x), shape, rows_of(g), rows_of(x), t.const_data_ptr(),
+                                                    scale, x_gradient.mutable_data_ptr(), t_gradient.mutable_data_ptr(),
+                                                    parallel_for);
+  }
+  return {x_gradient, t_gradient};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
+  m.impl("toeplitz", TORCH_BOX(&toeplitz));
+  m.impl("toeplitz_pullback", TORCH_BOX(&toeplitz_pullback));
+  m.impl("toeplitz_backward", TORCH_BOX(&toeplitz_backward));
+}
