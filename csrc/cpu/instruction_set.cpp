@@ -14,6 +14,7 @@ namespace surm::cpu {
   extern const KrylovDenseKernels krylov_dense_kernels;     \
   extern const ToeplitzKernels toeplitz_kernels;            \
   extern const ToeplitzDenseKernels toeplitz_dense_kernels; \
+  extern const LdrKernels ldr_kernels;                      \
   extern const KroneckerKernels kronecker_kernels;          \
   }
 #define SURM_KERNELS_OF(name)     \
@@ -22,6 +23,7 @@ namespace surm::cpu {
    &name::krylov_dense_kernels,   \
    &name::toeplitz_kernels,       \
    &name::toeplitz_dense_kernels, \
+   &name::ldr_kernels,            \
    &name::kronecker_kernels}
 
 SURM_DECLARE_KERNELS(baseline)

@@ -3,6 +3,7 @@
 
 #include "kronecker.h"
 #include "krylov.h"
+#include "ldr.h"
 #include "toeplitz.h"
 
 namespace surm::cpu {
@@ -13,6 +14,7 @@ struct InstructionSet {
   const KrylovDenseKernels* krylov_dense;
   const ToeplitzKernels* toeplitz;
   const ToeplitzDenseKernels* toeplitz_dense;
+  const LdrKernels* ldr;
   const KroneckerKernels* kronecker;
 };
 

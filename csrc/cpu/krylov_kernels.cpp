@@ -2,8 +2,7 @@
 //
 // f = 1 is a circulant product as it stands. f = -1 becomes one by the twist exp(iπ j/n). A size whose own transform
 // would be slow is embedded: the first column is laid out in a circulant of a smooth length N >= 2n - 1, for either f.
-#include <limits>
-
+#include "f_circulant.h"
 #include "krylov.h"
 #include "spectral_product.h"
 
@@ -38,7 +37,9 @@ class KrylovProduct {
     if (x_gradient != nullptr) factors = spectra(v, !shape_.transposed, columns_, rows_);
     const auto take = [&](int64_t group, int64_t row, int64_t column, Scalar* values, bool finite) {
       const int64_t block = shape_.transposed ? column * rows_ + row : row * columns_ + column;
-      unembed(values, finite, v_gradient + (group * rows_ * columns_ + block) * shape_.block);
+      if (shape_.transposed) transpose_f_circulant(length_, length_ == shape_.block ? shape_.sign : 1, values);
+      unembed_f_circulant(values, shape_.block, length_, shape_.sign, finite,
+                          v_gradient + (group * rows_ * columns_ + block) * shape_.block);
     };
     product_.backward(g, x, factors.data(), scale, x_gradient, take);
   }
@@ -49,44 +50,9 @@ class KrylovProduct {
     return product_.parameter_spectra(shape_.groups * out * in, [&](int64_t item, Scalar* values) {
       const int64_t group = item / (out * in), i = item / in % out, j = item % in;
       const int64_t block = reversed ? j * out + i : i * in + j;
-      embed(v + (group * out * in + block) * shape_.block, reversed, values);
+      embed_f_circulant(v + (group * out * in + block) * shape_.block, shape_.block, length_, shape_.sign, values);
+      if (reversed) transpose_f_circulant(length_, length_ == shape_.block ? shape_.sign : 1, values);
     });
-  }
-
-  // The first column of the N × N circulant that acts as Z_f(v), or as its transpose Z_f(v'), on the first n values:
-  // v' = [v_0, f v_{n-1}, …, f v_1]. If N > n, what wraps around comes from the end: values[N-n+j] = f v_j.
-  void embed(const Storage* v, bool reversed, Scalar* values) const {
-    const int64_t n = shape_.block;
-    const auto f = static_cast<Scalar>(shape_.sign);
-    for (int64_t j = 0; j < n; j += L) {
-      const int count = static_cast<int>(std::min<int64_t>(L, n - j));
-      store_partial<Scalar>(values + j, load_partial(v + j, count), count);
-    }
-    if (reversed && n > 1) {
-      std::reverse(values + 1, values + n);
-      for (int64_t j = 1; j < n; ++j) values[j] *= f;
-    }
-    if (length_ == n) return;
-    std::fill(values + n, values + length_, Scalar{0});
-    for (int64_t j = 1; j < n; ++j) values[length_ - n + j] = f * values[j];
-  }
-
-  // The adjoint of embed(): the gradient of v from that of the circulant's first column, which is used up.
-  void unembed(Scalar* values, bool finite, Storage* v) const {
-    const int64_t n = shape_.block;
-    const auto f = static_cast<Scalar>(shape_.sign);
-    if (length_ != n) {
-      for (int64_t j = 1; j < n; ++j) values[j] += f * values[length_ - n + j];
-    }
-    if (shape_.transposed && n > 1) {
-      for (int64_t j = 1; j < n; ++j) values[j] *= f;
-      std::reverse(values + 1, values + n);
-    }
-    if (!finite) std::fill(values, values + n, std::numeric_limits<Scalar>::quiet_NaN());
-    for (int64_t j = 0; j < n; j += L) {
-      const int count = static_cast<int>(std::min<int64_t>(L, n - j));
-      store_partial(v + j, load_partial<Scalar>(values + j, count), count);
-    }
   }
 
   const KrylovShape& shape_;

@@ -3,6 +3,7 @@
 // With one block the spectrum of the tokens stays in registers between the ways in and out (works.h). With more, every
 // input block is transformed once, products are summed in the frequency domain, and one inverse runs per output block.
 #include "batches.h"
+#include "parameter_transform.h"
 #include "spectral_product.h"
 #include "works.h"
 
@@ -20,31 +21,24 @@ class SpectralProduct<Storage>::Machine {
       : shape_(shape),
         t_(transform),
         parallel_(parallel),
-        pairs_(single() ? pairs_for_single() : t_.pairs_to_fill_tiles()),
+        pairs_(single() ? pairs_to_walk(t_, shape.tokens) : t_.pairs_to_fill_tiles()),
         spectrum_(t_.spectrum_vectors(pairs_)),
         batches_(single() ? 1 : batches_for_blocks()),
         unit_pairs_(pairs_ * batches_),
         units_((shape.tokens + 2 * unit_pairs_ - 1) / (2 * unit_pairs_)),
-        tokens_(transform, std::max(shape.in_size, shape.out_size), shape.twisted) {}
+        tokens_(transform, std::max(shape.in_size, shape.out_size), shape.twisted),
+        parameters_(transform, pairs_, shape.twisted) {}
 
   Buffer<C> parameter_spectra(int64_t count, const Fill& fill) const {
-    const int64_t length = t_.plan().length, vectors = t_.vectors();
-    const V inverse_length = V{} + static_cast<Scalar>(1) / static_cast<Scalar>(length);
     Buffer<C> spectra(count * spectrum_);
-    parallel_(count, grain(pairs_ * length), [&](int64_t begin, int64_t end) {
+    parallel_(count, grain(pairs_ * t_.plan().length), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
-      Scratch::take(Scratch::Request<C>{&z, pairs_ * vectors}, Scratch::Request<Scalar>{&values, length});
+      Scratch::take(Scratch::Request<C>{&z, parameters_.vectors()},
+                    Scratch::Request<Scalar>{&values, t_.plan().length});
       for (int64_t item = begin; item < end; ++item) {
         fill(item, values);
-        for (int64_t k = 0; k < vectors; ++k) {
-          const C value{load_as<V>(values + k * L) * inverse_length, V{}};
-          z[k] = shape_.twisted ? multiply<false>(value, t_.twist()[2 * k], t_.twist()[2 * k + 1]) : value;
-        }
-        for (int pair = 1; pair < pairs_; ++pair) std::copy(z, z + vectors, z + pair * vectors);
-        Prefetch nothing;
-        ToSpectrum<Storage> work{t_, z, nullptr, spectra.data() + item * spectrum_, nothing};
-        descend(t_, work, 0, 0, pairs_);
+        parameters_.forward(values, z, spectra.data() + item * spectrum_);
       }
     });
     return spectra;
@@ -71,7 +65,8 @@ class SpectralProduct<Storage>::Machine {
 
   void backward(const ConstRows& g, const ConstRows& x, const C* factors, double scale, Storage* x_gradient,
                 const Take& take) const {
-    const int64_t chunks = chunk_count(), sums_of_chunk = shape_.blocks() * spectrum_;
+    const int64_t sums_of_chunk = shape_.blocks() * spectrum_;
+    const int64_t chunks = chunks_of_sum(units_, shape_.tokens, sums_of_chunk * static_cast<int64_t>(sizeof(C)));
     const Buffer<C> sums(shape_.groups * chunks * sums_of_chunk);
     const Buffer<char> poisoned(shape_.groups * chunks);
     parallel_(shape_.groups * chunks, 1, [&](int64_t begin, int64_t end) {
@@ -107,18 +102,7 @@ class SpectralProduct<Storage>::Machine {
     char* poisoned;
   };
 
-  static constexpr int kMostPairs = 32;
-
   bool single() const { return shape_.blocks() == 1; }
-
-  // Short rows are walked together, so that what a walk costs beside its arithmetic is shared.
-  static constexpr int64_t kVectorsWorthAWalk = 32;
-
-  int pairs_for_single() const {
-    int pairs = t_.pairs_to_fill_tiles();
-    while (pairs * t_.vectors() < kVectorsWorthAWalk && 2 * pairs < shape_.tokens && pairs < kMostPairs) pairs *= 2;
-    return pairs;
-  }
 
   // The more batches, the fewer loads of parameter spectra a product needs; the batches' own have to stay in L2.
   int batches_for_blocks() const {
@@ -140,15 +124,6 @@ class SpectralProduct<Storage>::Machine {
 
   // Items of `values` values each that are worth a thread.
   static int64_t grain(int64_t values) { return std::max<int64_t>(1, 16 * 1024 / std::max<int64_t>(values, 1)); }
-
-  // A fixed number of chunks for a shape, whatever the threads, so that sums always run in the same order.
-  int64_t chunk_count() const {
-    constexpr int64_t kMostChunks = 128, kTokensInChunk = 64, kBytes = 4 << 20;
-    const int64_t bytes = shape_.blocks() * spectrum_ * static_cast<int64_t>(sizeof(C));
-    const int64_t affordable = std::max<int64_t>(4, kBytes / bytes);
-    const int64_t worth = (shape_.tokens + kTokensInChunk - 1) / kTokensInChunk;
-    return std::max<int64_t>(1, std::min({units_, kMostChunks, affordable, worth}));
-  }
 
   void find(const Rows<Storage>& rows, int64_t unit, int64_t width, Pair<Storage>* pairs) const {
     find_pairs(rows, 2 * unit * unit_pairs_, unit_pairs_, shape_.tokens, width, pairs);
@@ -213,8 +188,7 @@ class SpectralProduct<Storage>::Machine {
     for (int64_t block = 0; block < blocks; ++block) {
       for (int batch = 0; batch < batches_; batch += step, spectra += step * spectrum_) {
         tokens_.load(pairs + batch * pairs_, count, block * size, size, conjugate, z, sources);
-        ToSpectrum<Storage> work{t_, z, sources, spectra, prefetch};
-        descend(t_, work, 0, 0, count);
+        to_spectrum(t_, count, z, sources, prefetch, spectra);
       }
     }
   }
@@ -255,8 +229,7 @@ class SpectralProduct<Storage>::Machine {
       for (int batch = 0; batch < batches_; batch += step) {
         RowSink<Storage> sinks[kMostPairs];
         tokens_.aim(pairs + batch * pairs_, count, shape_.tokens, to, sinks);
-        FromSpectrum<Storage> work{t_, z, sinks, total + batch * spectrum_, prefetch};
-        descend(t_, work, 0, 0, count);
+        from_spectrum(t_, count, total + batch * spectrum_, sinks, prefetch, z);
         tokens_.store(pairs + batch * pairs_, count, shape_.tokens, to, z, sinks);
       }
     }
@@ -346,48 +319,22 @@ class SpectralProduct<Storage>::Machine {
 
   // ---- the parameter gradient ----
 
-  // A fixed tree of sums over the chunks, then one inverse transform a block.
   void finish_gradient(C* sums, const char* poisoned, int64_t chunks, double scale, const Take& take) const {
-    const int64_t length = t_.plan().length, blocks = shape_.blocks();
-    const auto factor = static_cast<Scalar>(scale / static_cast<double>(length));
+    const int64_t blocks = shape_.blocks();
     parallel_(shape_.groups * blocks, grain(chunks * spectrum_ * L), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
-      Scratch::take(Scratch::Request<C>{&z, pairs_ * t_.vectors()}, Scratch::Request<Scalar>{&values, length});
+      Scratch::take(Scratch::Request<C>{&z, parameters_.vectors()},
+                    Scratch::Request<Scalar>{&values, t_.plan().length});
       for (int64_t item = begin; item < end; ++item) {
         const int64_t group = item / blocks, block = item % blocks;
-        C* spectrum = sums + (group * chunks * blocks + block) * spectrum_;
-        add_chunks(spectrum, chunks, blocks * spectrum_);
-        Prefetch nothing;
-        FromSpectrum<Storage> work{t_, z, nullptr, spectrum, nothing};
-        descend(t_, work, 0, 0, pairs_);
-        gather_pairs(z, factor, values);
+        C* spectra = sums + (group * chunks * blocks + block) * spectrum_;
+        parameters_.backward(spectra, chunks, blocks * spectrum_, scale, z, values);
         const char* flags = poisoned + group * chunks;
         const bool finite = std::find(flags, flags + chunks, char{1}) == flags + chunks;
         take(group, block / shape_.columns, block % shape_.columns, values, finite);
       }
     });
-  }
-
-  void add_chunks(C* first, int64_t chunks, int64_t distance) const {
-    for (int64_t step = 1; step < chunks; step *= 2) {
-      for (int64_t chunk = 0; chunk + step < chunks; chunk += 2 * step) {
-        C* to = first + chunk * distance;
-        const C* from = first + (chunk + step) * distance;
-        for (int64_t k = 0; k < spectrum_; ++k) to[k] = to[k] + from[k];
-      }
-    }
-  }
-
-  // The real part of the sum over the pairs of a batch: both rows of a pair are in it.
-  void gather_pairs(const C* z, Scalar factor, Scalar* values) const {
-    const int64_t vectors = t_.vectors();
-    for (int64_t k = 0; k < vectors; ++k) {
-      C total = z[k];
-      for (int pair = 1; pair < pairs_; ++pair) total = total + z[pair * vectors + k];
-      if (shape_.twisted) total = multiply<true>(total, t_.twist()[2 * k], t_.twist()[2 * k + 1]);
-      store_vector<Scalar>(values + k * L, total.re * factor);
-    }
   }
 
   const SpectralShape shape_;
@@ -399,6 +346,7 @@ class SpectralProduct<Storage>::Machine {
   const int unit_pairs_;
   const int64_t units_;
   const Batches<Storage> tokens_;
+  const ParameterTransform<Scalar> parameters_;
 };
 
 template <class Storage>

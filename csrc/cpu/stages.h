@@ -32,37 +32,6 @@ class Prefetch {
   int count_ = 0, turn_ = 0;
 };
 
-// Calls body with the radix as a compile-time constant; false if no butterfly is written for it.
-template <class Body>
-SURM_INLINE bool with_butterfly(int radix, const Body& body) {
-  switch (radix) {
-#define SURM_RADIX(R)                       \
-  case R:                                   \
-    body(std::integral_constant<int, R>{}); \
-    return true;
-    SURM_RADIX(2)
-    SURM_RADIX(3)
-    SURM_RADIX(4)
-    SURM_RADIX(5)
-    SURM_RADIX(6)
-    SURM_RADIX(7)
-    SURM_RADIX(8)
-    SURM_RADIX(9)
-    SURM_RADIX(11)
-    SURM_RADIX(12)
-    SURM_RADIX(13)
-    SURM_RADIX(16)
-#undef SURM_RADIX
-    default:
-      return false;
-  }
-}
-
-// One stage of `blocks` blocks, out of line (stages_kernels.cpp).
-template <bool kInverse, class Scalar>
-void run_stage(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t blocks,
-               Prefetch& prefetch);
-
 // Two real rows that the first stage reads itself, without a pass of its own: z = in[0] row[0] + i in[1] row[1], and
 // zeros beyond `size`. No rows: z holds the packed row already.
 template <class Storage>
@@ -82,141 +51,17 @@ struct RowSink {
   int64_t size = 0;
 };
 
-// The vectors of a row of `size` values: vector i is row + i·L while it lies in the row, then a copy of the last few
-// values followed by zeros, then zeros. Results for the copy are written back by `finish`.
+// One stage of `blocks` blocks of z on the way in; the first takes the rows that `sources` (may be null) names. Like
+// walk_stage_out it is compiled once for all walks (stages_kernels.cpp).
 template <class Storage>
-class PaddedRow {
-  static constexpr int L = kLanes<ComputeType<Storage>>;
+void walk_stage_in(const Transform<ComputeType<Storage>>& transform, size_t stage,
+                   Complex<Vector<ComputeType<Storage>>>* z, int64_t offset, int64_t blocks,
+                   const RowSource<Storage>* sources, Prefetch& prefetch);
 
- public:
-  PaddedRow(const Storage* row, int64_t size)
-      : row_(row), whole_(row != nullptr ? size / L : 0), rest_(row != nullptr ? static_cast<int>(size % L) : 0) {
-    std::memset(tail_, 0, sizeof(tail_));
-    if (rest_ > 0) std::memcpy(tail_, row + whole_ * L, rest_ * sizeof(Storage));
-  }
-
-  SURM_INLINE const Storage* at(int64_t i) const { return i < whole_ ? row_ + i * L : tail_ + (i > whole_ ? L : 0); }
-  SURM_INLINE Storage* at(int64_t i) { return const_cast<Storage*>(static_cast<const PaddedRow*>(this)->at(i)); }
-
-  void finish() { std::memcpy(const_cast<Storage*>(row_) + whole_ * L, tail_, rest_ * sizeof(Storage)); }
-
- private:
-  const Storage* row_;
-  int64_t whole_;
-  int rest_;
-  alignas(64) Storage tail_[2 * L];
-};
-
-template <int R, class Scalar, class Load>
-SURM_INLINE void first_stage(Complex<Vector<Scalar>>* z, int64_t stride, const Vector<Scalar>* w, Prefetch& prefetch,
-                             const Load& load) {
-  for (int64_t j = 0; j < stride; ++j, w += 2 * (R - 1)) {
-    Complex<Vector<Scalar>> u[R];
-    prefetch.step();
-    SURM_UNROLL
-    for (int k = 0; k < R; ++k) u[k] = load(j + k * stride);
-    Butterfly<R, false>::apply(u);
-    z[j] = u[0];
-    SURM_UNROLL
-    for (int k = 1; k < R; ++k) z[j + k * stride] = multiply<false>(u[k], w[2 * k - 2], w[2 * k - 1]);
-  }
-}
-
-template <int R, class Storage, class Scalar = ComputeType<Storage>>
-void run_first_stage(const RowSource<Storage>& source, Complex<Vector<Scalar>>* z, int64_t stride,
-                     const Vector<Scalar>* w, Prefetch& prefetch) {
-  constexpr int L = kLanes<Scalar>;
-  using C = Complex<Vector<Scalar>>;
-  const Storage *re = source.row[0], *im = source.row[1];
-  const Scalar re_in = source.in[0], im_in = source.in[1];
-  if (source.size == R * stride * L) {
-    first_stage<R, Scalar>(z, stride, w, prefetch, [=](int64_t i) SURM_INLINE_LAMBDA {
-      return C{load_vector(re + i * L) * re_in, load_vector(im + i * L) * im_in};
-    });
-  } else {
-    const PaddedRow<Storage> row0(re, source.size), row1(im, source.size);
-    first_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i) SURM_INLINE_LAMBDA {
-      return C{load_vector(row0.at(i)) * re_in, load_vector(row1.at(i)) * im_in};
-    });
-  }
-}
-
-template <int R, class Scalar, class Store>
-SURM_INLINE void last_stage(const Complex<Vector<Scalar>>* z, int64_t stride, const Vector<Scalar>* w,
-                            Prefetch& prefetch, const Store& store) {
-  for (int64_t j = 0; j < stride; ++j, w += 2 * (R - 1)) {
-    Complex<Vector<Scalar>> u[R];
-    prefetch.step();
-    u[0] = z[j];
-    SURM_UNROLL
-    for (int k = 1; k < R; ++k) u[k] = multiply<true>(z[j + k * stride], w[2 * k - 2], w[2 * k - 1]);
-    Butterfly<R, true>::apply(u);
-    SURM_UNROLL
-    for (int k = 0; k < R; ++k) store(j + k * stride, u[k]);
-  }
-}
-
-template <int R, class Storage, class Scalar = ComputeType<Storage>>
-void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Storage>& sink, int64_t stride,
-                    const Vector<Scalar>* w, Prefetch& prefetch) {
-  constexpr int L = kLanes<Scalar>;
-  using C = Complex<Vector<Scalar>>;
-  const RowSink<Storage> to = sink;
-  if (to.size != R * stride * L) {
-    PaddedRow<Storage> row0(to.row[0], to.size), row1(to.row[1], to.size);
-    const PaddedRow<Storage> base0(to.base[0], to.size), base1(to.base[1], to.size);
-    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
-      store_vector(row0.at(i), u.re * to.factor[0] + load_vector(base0.at(i)));
-      store_vector(row1.at(i), u.im * to.factor[1] + load_vector(base1.at(i)));
-    });
-    row0.finish(), row1.finish();
-  } else if (to.base[0] != nullptr) {
-    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
-      store_vector(to.row[0] + i * L, u.re * to.factor[0] + load_vector(to.base[0] + i * L));
-      store_vector(to.row[1] + i * L, u.im * to.factor[1] + load_vector(to.base[1] + i * L));
-    });
-  } else {
-    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
-      store_vector(to.row[0] + i * L, u.re * to.factor[0]);
-      store_vector(to.row[1] + i * L, u.im * to.factor[1]);
-    });
-  }
-}
-
-// One stage of `blocks` blocks of z on the way in; the first takes the rows that `sources` (may be null) names.
-template <class Storage, class Scalar = ComputeType<Storage>>
-void walk_stage_in(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t offset,
-                   int64_t blocks, const RowSource<Storage>* sources, Prefetch& prefetch) {
-  if (stage > 0 || sources == nullptr) return run_stage<false>(transform, stage, z + offset, blocks, prefetch);
-  const Stage& first = transform.plan().stages[0];
-  for (int64_t pair = 0; pair < blocks; ++pair, z += transform.vectors()) {
-    if (sources[pair].row[0] == nullptr) {
-      run_stage<false>(transform, 0, z, 1, prefetch);
-    } else {
-      with_butterfly(first.radix, [&](auto r) {
-        run_first_stage<decltype(r)::value>(sources[pair], z, first.stride / kLanes<Scalar>, transform.twiddles(0),
-                                            prefetch);
-      });
-    }
-  }
-}
-
-template <class Storage, class Scalar = ComputeType<Storage>>
-void walk_stage_out(const Transform<Scalar>& transform, size_t stage, Complex<Vector<Scalar>>* z, int64_t offset,
-                    int64_t blocks, const RowSink<Storage>* sinks, Prefetch& prefetch) {
-  if (stage > 0 || sinks == nullptr) return run_stage<true>(transform, stage, z + offset, blocks, prefetch);
-  const Stage& last = transform.plan().stages[0];
-  const int64_t stride = last.stride / kLanes<Scalar>;
-  for (int64_t pair = 0; pair < blocks; ++pair, z += transform.vectors()) {
-    const RowSink<Storage>& sink = sinks[pair];
-    if (sink.row[0] == nullptr) {
-      run_stage<true>(transform, 0, z, 1, prefetch);
-    } else {
-      with_butterfly(last.radix, [&](auto r) {
-        run_last_stage<decltype(r)::value>(z, sink, stride, transform.twiddles(0), prefetch);
-      });
-    }
-  }
-}
+// One stage on the way out; the last (stage 0) writes the rows that `sinks` (may be null) names.
+template <class Storage>
+void walk_stage_out(const Transform<ComputeType<Storage>>& transform, size_t stage,
+                    Complex<Vector<ComputeType<Storage>>>* z, int64_t offset, int64_t blocks,
+                    const RowSink<Storage>* sinks, Prefetch& prefetch);
 
 }  // namespace surm::cpu::SURM_INSTRUCTION_SET

@@ -15,55 +15,101 @@ SURM_INLINE void multiply_tile(bool reflected, const Complex<Vector<Scalar>>* fa
   }
 }
 
-// Rows to their spectrum, written tile by tile in the order of the walk.
-template <class Storage>
-struct ToSpectrum {
+// Rows to their spectrum: tile(u, position) gets every tile of it, in the order of the walk.
+template <class Storage, class Tile>
+struct Inward {
   using Scalar = ComputeType<Storage>;
   using C = Complex<Vector<Scalar>>;
   const Transform<Scalar>& transform;
   C* z;
   const RowSource<Storage>* sources;
-  C* spectrum;
   Prefetch& prefetch;
+  const Tile& tile;
+  int64_t position = 0;
 
   void stage_in(size_t stage, int64_t offset, int64_t blocks) {
     walk_stage_in(transform, stage, z, offset, blocks, sources, prefetch);
   }
   void stage_out(size_t, int64_t, int64_t) {}
   void middle(int64_t offset, int64_t count) {
-    const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
+    const auto one = [&](C* row) SURM_INLINE_LAMBDA {
       prefetch.step();
-      tile_forward<Scalar>(row, spectrum);
-      spectrum += kTile<Scalar>;
+      C u[kTile<Scalar>];
+      tile_forward<Scalar>(row, u);
+      tile(u, position);
+      position += kTile<Scalar>;
     };
-    for_each_tile<Scalar>(count, tile, z + offset);
+    for_each_tile<Scalar>(count, one, z + offset);
   }
 };
 
-// The way back.
-template <class Storage>
-struct FromSpectrum {
+// The way back: tile(u, position) fills every tile.
+template <class Storage, class Tile>
+struct Outward {
   using Scalar = ComputeType<Storage>;
   using C = Complex<Vector<Scalar>>;
   const Transform<Scalar>& transform;
   C* z;
   const RowSink<Storage>* sinks;
-  const C* spectrum;
   Prefetch& prefetch;
+  const Tile& tile;
+  int64_t position = 0;
 
   void stage_in(size_t, int64_t, int64_t) {}
   void stage_out(size_t stage, int64_t offset, int64_t blocks) {
     walk_stage_out(transform, stage, z, offset, blocks, sinks, prefetch);
   }
   void middle(int64_t offset, int64_t count) {
-    const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
+    const auto one = [&](C* row) SURM_INLINE_LAMBDA {
       prefetch.step();
-      tile_inverse<Scalar>(spectrum, row);
-      spectrum += kTile<Scalar>;
+      C u[kTile<Scalar>];
+      tile(u, position);
+      tile_inverse<Scalar>(u, row);
+      position += kTile<Scalar>;
     };
-    for_each_tile<Scalar>(count, tile, z + offset);
+    for_each_tile<Scalar>(count, one, z + offset);
   }
 };
+
+// Walks `pairs` packed rows z, or those that `sources` (may be null) names, to their spectrum.
+template <class Storage, class Tile>
+void walk_in(const Transform<ComputeType<Storage>>& transform, int pairs, Complex<Vector<ComputeType<Storage>>>* z,
+             const RowSource<Storage>* sources, Prefetch& prefetch, const Tile& tile) {
+  Inward<Storage, Tile> work{transform, z, sources, prefetch, tile};
+  descend(transform, work, 0, 0, pairs);
+}
+
+// Walks from a spectrum to `pairs` packed rows z, or to those that `sinks` (may be null) names.
+template <class Storage, class Tile>
+void walk_out(const Transform<ComputeType<Storage>>& transform, int pairs, Complex<Vector<ComputeType<Storage>>>* z,
+              const RowSink<Storage>* sinks, Prefetch& prefetch, const Tile& tile) {
+  Outward<Storage, Tile> work{transform, z, sinks, prefetch, tile};
+  descend(transform, work, 0, 0, pairs);
+}
+
+// Rows to a spectrum in memory.
+template <class Storage>
+void to_spectrum(const Transform<ComputeType<Storage>>& transform, int pairs, Complex<Vector<ComputeType<Storage>>>* z,
+                 const RowSource<Storage>* sources, Prefetch& prefetch,
+                 Complex<Vector<ComputeType<Storage>>>* spectrum) {
+  using Scalar = ComputeType<Storage>;
+  walk_in(transform, pairs, z, sources, prefetch, [=](Complex<Vector<Scalar>>* u, int64_t at) SURM_INLINE_LAMBDA {
+    SURM_UNROLL
+    for (int k = 0; k < kTile<Scalar>; ++k) spectrum[at + k] = u[k];
+  });
+}
+
+// A spectrum in memory to rows.
+template <class Storage>
+void from_spectrum(const Transform<ComputeType<Storage>>& transform, int pairs,
+                   const Complex<Vector<ComputeType<Storage>>>* spectrum, const RowSink<Storage>* sinks,
+                   Prefetch& prefetch, Complex<Vector<ComputeType<Storage>>>* z) {
+  using Scalar = ComputeType<Storage>;
+  walk_out(transform, pairs, z, sinks, prefetch, [=](Complex<Vector<Scalar>>* u, int64_t at) SURM_INLINE_LAMBDA {
+    SURM_UNROLL
+    for (int k = 0; k < kTile<Scalar>; ++k) u[k] = spectrum[at + k];
+  });
+}
 
 // Rows times a spectrum and back, in place: the spectrum of the rows only ever exists in registers. Reflected: rows
 // whose order is reversed (modulo the length), packed as x1 - i·x2; the spectrum of a reversed real row is the
