@@ -1,11 +1,11 @@
-"""Fast structured-matrix layers for PyTorch: circulant, skew-circulant, block circulant and their kin.
+"""Fast structured-matrix layers for PyTorch: circulant, Toeplitz, low displacement rank, Kronecker and their kin.
 
 `functional` and `dense` are the products and the matrices, `nn` the layers, `structures` what a layer is made of,
-`reference` the same in plain PyTorch and `autograd` the differentiable operators.
+`reference` the same in plain PyTorch, `autograd` the differentiable operators and `convert` the parameters of others.
 """
 
-from surm_kernels import autograd, dense, functional, nn, reference, structures
+from surm_kernels import autograd, convert, dense, functional, nn, reference, structures
 
 __version__ = "0.1.0"
 
-__all__ = ["autograd", "dense", "functional", "nn", "reference", "structures"]
+__all__ = ["autograd", "convert", "dense", "functional", "nn", "reference", "structures"]

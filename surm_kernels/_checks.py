@@ -5,6 +5,7 @@ They run on every call, of one token as well, so they read a few attributes and 
 
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,17 +49,95 @@ def require_dimensions(name: str, value: Tensor, allowed: tuple[int, ...], wante
         raise ValueError(f"{name} must have shape {wanted} with no empty dimension, got {_shape(value)}")
 
 
-def require_features(x: Tensor, features: int, name: str, parameter: Tensor) -> None:
-    """Tokens x of shape (..., features), as the parameter demands."""
+def require_shape(name: str, value: Tensor, shape: tuple[int, ...], wanted: str) -> None:
+    """Exactly this shape; `wanted` says in letters what it is, as in "(r, n) like G"."""
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {wanted}, {shape}, got {_shape(value)}")
+
+
+def require_vector(name: str, value: Any, wanted: str) -> None:
+    """A floating tensor of one dimension, written `wanted`, as in "(n,)"."""
+    require_floating(name, value)
+    require_dimensions(name, value, (1,), wanted)
+
+
+def require_matrix(name: str, value: Any, wanted: str) -> None:
+    """A floating tensor of two dimensions, written `wanted`, as in "(r, n)"."""
+    require_floating(name, value)
+    require_dimensions(name, value, (2,), wanted)
+
+
+def require_features(x: Tensor, features: int, parameters: Mapping[str, Tensor]) -> None:
+    """Tokens x of shape (..., features), as the parameters demand."""
     if x.dim() == 0 or x.shape[-1] != features:
+        shapes = " and ".join(f"{name} of shape {_shape(parameter)}" for name, parameter in parameters.items())
+        raise ValueError(f"x must have shape (..., {features}) to go with {shapes}, got {_shape(x)}")
+
+
+def require_tokens(x: Tensor) -> None:
+    """Tokens x of shape (..., n), where it is for x to say what n is."""
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must have shape (..., n) with at least one feature, got {_shape(x)}")
+
+
+def require_block_columns(x: Tensor, name: str, blocks: Tensor) -> None:
+    """Tokens x of shape (..., K n) for a grid of blocks (M, K, ...)."""
+    if x.shape[-1] % blocks.shape[1] != 0:
         raise ValueError(
-            f"x must have shape (..., {features}) to go with {name} of shape {_shape(parameter)}, got {_shape(x)}"
+            f"x must have shape (..., K n) with K = {blocks.shape[1]} to go with {name} of shape {_shape(blocks)}, "
+            f"got {_shape(x)}"
         )
 
 
-def require_same_device(x: Tensor, name: str, value: Tensor) -> None:
+def require_diagonals(name: str, value: Tensor, columns: int) -> None:
+    """At least one row: (..., m + n - 1) for n columns."""
+    if value.shape[-1] < columns:
+        raise ValueError(
+            f"{name} must have m + n - 1 >= {columns} values in its last dimension for n = {columns} columns, "
+            f"got shape {_shape(value)}"
+        )
+
+
+def require_pair_of_generators(G: Tensor, H: Tensor) -> None:
+    """Generators G and H, both (r, n)."""
+    require_matrix("G", G, "(r, n)")
+    require_floating("H", H)
+    require_shape("H", H, tuple(G.shape), "(r, n) like G")
+
+
+def require_factors(A: Tensor, B: Tensor) -> None:
+    """Factors A (r, n) and B (m, r) of a matrix of low rank."""
+    require_matrix("A", A, "(r, n)")
+    require_matrix("B", B, "(m, r)")
+    require_shape("B", B, (B.shape[0], A.shape[0]), "(m, r) with r as in A")
+
+
+def require_generators(G: Tensor, H: Tensor, v: Tensor, u: Tensor | None = None) -> None:
+    """Generators G (r, m) and H (r, n) with nodes v (m,) of the rows, and u (n,) of the columns where there are any."""
+    require_vector("v", v, "(m,)")
+    require_matrix("G", G, "(r, m)")
+    require_matrix("H", H, "(r, n)")
+    require_shape("G", G, (G.shape[0], v.shape[0]), "(r, m) with m as in v")
+    if u is None:
+        require_shape("H", H, (G.shape[0], H.shape[1]), "(r, n) with r as in G")
+    else:
+        require_vector("u", u, "(n,)")
+        require_shape("H", H, (G.shape[0], u.shape[0]), "(r, n) with r as in G and n as in u")
+
+
+def require_apart(v: Tensor, u: Tensor) -> None:
+    """No node of v equal to one of u; the first that is gets named. For the CPU alone: it looks at the values."""
+    meeting = torch.isin(v, u)
+    if meeting.any():
+        i = int(meeting.nonzero()[0])
+        j = int((u == v[i]).nonzero()[0])
+        raise ValueError(f"v and u must have no value in common, got v[{i}] = u[{j}] = {v[i].item()}")
+
+
+def require_same_device(x: Tensor, name: str, value: Tensor, of: str = "x") -> None:
+    """A tensor on the device of x, or of what else is called `of`."""
     if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}, got {value.device}")
 
 
 def broadcast_base(base: Tensor, shape: tuple[int, ...]) -> Tensor:

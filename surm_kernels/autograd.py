@@ -1,5 +1,27 @@
-"""The autograd.Functions behind the products, in operator form (docs/architecture.md); call them with `.apply`."""
+"""The autograd.Functions behind the products, two a form: its partial derivatives and, fused, its gradients.
 
-from surm_kernels.ops.krylov import Krylov, KrylovBackward, KrylovDense, KrylovDenseAdjoint, KrylovPullback
+They are called as `Krylov.apply(form, position, base, *arguments, *constants)`, with the forms, arguments and constants
+of `surm_kernels.ops`.
+"""
 
-__all__ = ["Krylov", "KrylovBackward", "KrylovDense", "KrylovDenseAdjoint", "KrylovPullback"]
+from surm_kernels.ops import kronecker, krylov, ldr, toeplitz
+
+Krylov, KrylovGradients = krylov.form.Partial, krylov.form.Gradients
+KrylovDense = krylov.dense_form.Partial
+Toeplitz, ToeplitzGradients = toeplitz.form.Partial, toeplitz.form.Gradients
+ToeplitzDense = toeplitz.dense_form.Partial
+Ldr, LdrGradients = ldr.form.Partial, ldr.form.Gradients
+Kronecker, KroneckerGradients = kronecker.form.Partial, kronecker.form.Gradients
+
+__all__ = [
+    "Kronecker",
+    "KroneckerGradients",
+    "Krylov",
+    "KrylovDense",
+    "KrylovGradients",
+    "Ldr",
+    "LdrGradients",
+    "Toeplitz",
+    "ToeplitzDense",
+    "ToeplitzGradients",
+]

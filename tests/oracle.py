@@ -1,6 +1,7 @@
 """The dense float64 matrix by its index formula, the sums over it, and the errors and tolerances of every parity test.
 
-Independent of the package's products. v is (M, K, b): the operators' shape without the leading group dimension.
+Independent of the package's products. Parameters have the operators' shapes without the leading group dimension: v is
+(M, K, b) for circulant blocks, t is (M, K, m + n - 1) for Toeplitz blocks.
 """
 
 import torch
@@ -56,6 +57,72 @@ def some_diagonal_sums(g: Tensor, x: Tensor, f: float, diagonals: Tensor) -> Ten
     """Some entries of diagonal_sums(g.T @ x) for one block, without that matrix."""
     windows = torch.cat([g, f * g], 1).double().unfold(1, x.shape[1], 1)
     return torch.einsum("tkj,tj->k", windows[:, diagonals], x.double())
+
+
+def toeplitz(t: Tensor, n: int) -> Tensor:
+    """W[i, j] = t[i - j + n - 1], row i a window of t, reversed; t is (m + n - 1,), or (M, K, m + n - 1) for blocks."""
+    return joined(t.double().unfold(-1, n, 1).flip(-1))
+
+
+def hankel(h: Tensor, n: int) -> Tensor:
+    """W[i, j] = h[i + j], row i a window of h; h is (m + n - 1,), or (M, K, m + n - 1) for blocks."""
+    return joined(h.double().unfold(-1, n, 1))
+
+
+def symmetric_toeplitz(t: Tensor) -> Tensor:
+    """W[i, j] = t[|i - j|]."""
+    index = torch.arange(len(t))
+    return t.double()[(index[:, None] - index).abs()]
+
+
+def joined(blocks: Tensor) -> Tensor:
+    """The matrix of the blocks (M, K, m, n); a single block (m, n) is one already."""
+    if blocks.dim() == 2:
+        return blocks
+    return torch.cat([torch.cat(list(row), 1) for row in blocks], 0)
+
+
+def ldr(left: Tensor, right: Tensor, reflected: bool) -> Tensor:
+    """The sum over l of Z_1(left[l]) Z_-1(right[l]), with its columns in reverse order when reflected."""
+    total = sum(f_circulant(g, 1) @ f_circulant(h, -1) for g, h in zip(left, right, strict=True))
+    return total.flip(1) if reflected else total
+
+
+def toeplitz_like(G: Tensor, H: Tensor) -> Tensor:
+    """The sum over l of Z_1(G[l]) Z_-1(H[l])."""
+    return ldr(G, H, False)
+
+
+def hankel_like(G: Tensor, H: Tensor) -> Tensor:
+    """The sum over l of Z_1(G[l]) Z_0(H[l]) J."""
+    return sum(f_circulant(g, 1) @ f_circulant(h, 0) for g, h in zip(G, H, strict=True)).flip(1)
+
+
+def vandermonde(v: Tensor, n: int) -> Tensor:
+    """W[i, j] = v[i]^j."""
+    return v.double()[:, None] ** torch.arange(n)
+
+
+def vandermonde_like(v: Tensor, G: Tensor, H: Tensor) -> Tensor:
+    """The sum over l of diag(G[l]) V(v) Z_0(H[l])^T."""
+    powers = vandermonde(v, H.shape[1])
+    return sum(g.double()[:, None] * powers @ f_circulant(h, 0).T for g, h in zip(G, H, strict=True))
+
+
+def cauchy_like(v: Tensor, u: Tensor, G: Tensor, H: Tensor) -> Tensor:
+    """W[i, j] is the sum over l of G[l, i] H[l, j] / (v[i] - u[j])."""
+    return G.double().T @ H.double() / (v.double()[:, None] - u.double())
+
+
+def kronecker(A: Tensor, B: Tensor) -> Tensor:
+    """W[i r + k, j s + l] = A[i, j] B[k, l] for B of r x s: numpy.kron."""
+    blocks = A.double()[:, None, :, None] * B.double()[None, :, None, :]
+    return blocks.reshape(A.shape[0] * B.shape[0], A.shape[1] * B.shape[1])
+
+
+def low_rank(A: Tensor, B: Tensor) -> Tensor:
+    """B A for A (r, n) and B (m, r)."""
+    return B.double() @ A.double()
 
 
 def error(got: Tensor, exact: Tensor, size: float = 0.0) -> float:

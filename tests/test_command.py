@@ -13,11 +13,15 @@ import torch
 import surm_kernels
 from surm_kernels import _environment, _extension
 from surm_kernels.command import accuracy, check, info, machine, usage
-from surm_kernels.command.bench import cases, measure, memory, methods, records, session
+from surm_kernels.command.bench import cases, measure, memory, records, session
+from surm_kernels.command.bench.case import OURS, TORCH_FFT, Case, MemoryCase, MemoryClaim, Point, point
+from surm_kernels.command.bench.families import circulant, displacement, hydra, kronecker, toeplitz
+from surm_kernels.command.bench.workload import inputs, workload
 from surm_kernels.command.main import main
 from surm_kernels.ops import krylov as ops
+from tests import oracle
 
-SMALL = cases.Point(12, 5)
+SMALL = Point(12, 12, 5)
 FAST = measure.Effort(most=4, fewest=4, seconds=0.0, warm_up=1, sample_seconds=0.0)
 
 
@@ -29,6 +33,15 @@ def wrong(function):
         return tuple(1.001 * t for t in results) if isinstance(results, tuple) else 1.001 * results
 
     return call
+
+
+def small_points(case: Case) -> list[Point]:
+    """Sizes at which a case takes no time: square, and rectangular where the case has such a size."""
+    tokens = 5 if case.points[0].tokens else 0
+    if case.name == "block-circulant-training":
+        return [Point(256, 256, tokens)]
+    rectangular = [Point(12, 20, tokens), Point(20, 12, tokens)] if any(not one.square for one in case.points) else []
+    return [Point(12, 12, tokens), *rectangular]
 
 
 @pytest.fixture
@@ -46,18 +59,16 @@ def small_check(monkeypatch):
 @pytest.fixture
 def small_bench(monkeypatch):
     """Every case at one small size, a few repeats, without PEFT."""
-    blocks = {"block-circulant-training": cases.Point(256, 5)}
     small = tuple(
         dataclasses.replace(
             case,
-            points=(blocks.get(case.name, SMALL),) * 2,
-            quick=(blocks.get(case.name, SMALL),),
-            contenders=tuple(method for method in case.contenders if method.name != methods.PEFT_C3A),
+            points=(small_points(case)[0],) * 2,
+            quick=(small_points(case)[0],),
+            contenders=tuple(method for method in case.contenders if method.name != circulant.PEFT_C3A),
         )
         for case in cases.CASES
     )
     monkeypatch.setattr(cases, "CASES", small)
-    monkeypatch.setattr(records, "CASES", small)
     monkeypatch.setattr(session, "QUICK", FAST)
     monkeypatch.setattr(session, "FULL", FAST)
 
@@ -201,34 +212,34 @@ class TestCheck:
         lines = capsys.readouterr().out.splitlines()
         for structure in check.STRUCTURES:
             for name in check.MAPS:
-                (line,) = (one for one in lines if one.startswith(f"{structure.name:<17}{name:<15}"))
+                (line,) = (one for one in lines if one.startswith(f"{structure.name:<20}{name:<15}"))
                 assert line.endswith("  ok")
         assert lines[-1].startswith("all 18 kernels ok")
 
     @pytest.mark.parametrize(
         ("operator", "fails"),
         [
-            ("krylov", {"product", "transposed", "pullback", "fused backward"}),
+            ("krylov", {"product", "transposed"}),
             ("krylov_pullback", {"pullback"}),
             ("krylov_backward", {"fused backward"}),
-            ("krylov_dense", {"dense", "dense adjoint"}),
+            ("krylov_dense", {"dense"}),
             ("krylov_dense_adjoint", {"dense adjoint"}),
         ],
     )
     def test_a_wrong_operator_fails_in_the_lines_that_use_it(
         self, operator: str, fails: set[str], small_check, monkeypatch, capsys
     ) -> None:
-        monkeypatch.setattr(ops, operator, wrong(getattr(ops, operator)))
+        monkeypatch.setattr(ops, f"_{operator}", wrong(getattr(ops, f"_{operator}")))
         assert main(["check", "--only", "block"]) == 1
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("block circulant")]
-        assert {line[17:32].strip() for line in lines if line.endswith("FAILED")} == fails
+        assert {line[20:35].strip() for line in lines if line.endswith("FAILED")} == fails
         assert len(lines) == len(check.MAPS)
 
     def test_a_kernel_that_raises_has_failed(self, small_check, monkeypatch, capsys) -> None:
         def broken(*arguments):
             raise RuntimeError("[out] of order")
 
-        monkeypatch.setattr(ops, "krylov_dense", broken)
+        monkeypatch.setattr(ops, "_krylov_dense", broken)
         assert main(["check", "--only", "block"]) == 1
         out = capsys.readouterr().out
         assert "float32, parameters (2, 3, 5): RuntimeError: [out] of order" in out
@@ -316,48 +327,119 @@ class TestHarness:
         assert torch.is_grad_enabled()
 
 
+def first_column(at: Point, c: torch.Tensor) -> torch.Tensor:
+    return oracle.f_circulant(c, 1.0)
+
+
+#: The float64 matrix at a point, by the index formula of the tests.
+MATRICES = {
+    "circulant-forward": first_column,
+    "circulant-training": first_column,
+    "awkward-forward": first_column,
+    "awkward-training": first_column,
+    "one-token": first_column,
+    "dense-circulant": first_column,
+    "block-circulant-training": lambda at, c: oracle.matrix(c, 1.0),
+    "skew-circulant-training": lambda at, s: oracle.f_circulant(s, -1.0),
+    "toeplitz-training": lambda at, t: oracle.toeplitz(t, at.in_features),
+    "dense-toeplitz": lambda at, t: oracle.toeplitz(t, at.in_features),
+    "hankel-training": lambda at, h: oracle.hankel(h, at.in_features),
+    "toeplitz-like-training": lambda at, left, right: oracle.ldr(left, right, False),
+    "kronecker-training": lambda at, a, b: oracle.kronecker(a, b),
+    "vandermonde-training": lambda at, v: oracle.vandermonde(v, at.in_features),
+    "hydra-training": lambda at, pool: hydra.structure(at).dense(pool),
+}
+
+
+AT_SMALL_POINTS = [
+    pytest.param(case, one, dtype, id=f"{case.name}-{one.in_features}-{one.out_features}-{records.name_of(dtype)}")
+    for case in cases.CASES
+    for one in small_points(case)
+    for dtype in case.dtypes
+]
+
+
 class TestRivals:
-    @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
-    @pytest.mark.parametrize("dtype", cases.BOTH, ids=str)
-    def test_every_rival_that_computes_the_same_agrees(self, case: cases.Case, dtype: torch.dtype) -> None:
-        point = cases.Point(256 if "block" in case.name else 12, 5)
-        made = cases.workload(case, point, dtype, pytest.skip)
+    @pytest.mark.parametrize(("case", "at", "dtype"), AT_SMALL_POINTS)
+    def test_every_rival_that_computes_the_same_agrees(self, case: Case, at: Point, dtype: torch.dtype) -> None:
+        made = workload(case, at, dtype, pytest.skip)
         found = measure.deviations(made)
         assert {name for name, deviation in found.items() if not deviation.ok} == set()
-        assert {methods.OURS, methods.TORCH_FFT} <= set(found)
-        assert {methods.LORA, methods.CLONE}.isdisjoint(found)
-        results = [one.call() for one in made.contenders if one.name in (methods.OURS, methods.TORCH_FFT)]
-        assert [[t.dtype for t in result] for result in results] == [[dtype] * (3 if case.gradients else 1)] * 2
+        other_maps = {circulant.LORA, circulant.CLONE, toeplitz.CIRCULANT}
+        assert set(found) == {one.name for one in made.contenders} - other_maps
+        assert OURS in found
+        assert len(found) >= 2
+        with torch.set_grad_enabled(made.gradients):
+            results = [one.call() for one in made.contenders if one.name in found]
+        count = 2 + len(case.shapes(at)) if case.gradients else 1
+        assert [[t.dtype for t in result] for result in results] == [[dtype] * count] * len(found)
+
+    @pytest.mark.parametrize(
+        ("case", "at", "dtype"), [one for one in AT_SMALL_POINTS if one.values[2] == torch.float32]
+    )
+    def test_the_exact_answer_is_that_of_the_matrix(self, case: Case, at: Point, dtype: torch.dtype) -> None:
+        x, parameters, g = inputs(case, at, dtype)
+        exact = workload(case, at, dtype, lambda reason: None).exact()
+        matrix = MATRICES[case.name](at, *(p.double() for p in parameters))
+        assert matrix.shape == (at.out_features, at.in_features)
+        assert accuracy.error(exact[0], x.double() @ matrix.T if at.tokens else matrix) < 1e-13
+        if g is not None:
+            assert accuracy.error(exact[1], g.double() @ matrix) < 1e-13
 
     def test_without_peft_the_reason_is_noted(self, monkeypatch) -> None:
-        methods._peft_c3a.cache_clear()
+        circulant._peft_c3a.cache_clear()
         monkeypatch.setitem(sys.modules, "peft.tuners.c3a.layer", None)
         notes: list[str] = []
-        training = next(case for case in cases.CASES if case.name == "circulant-training")
-        made = cases.workload(training, SMALL, torch.float32, notes.append)
-        methods._peft_c3a.cache_clear()
-        assert methods.PEFT_C3A not in [one.name for one in made.contenders]
+        made = workload(circulant.TRAINING, SMALL, torch.float32, notes.append)
+        circulant._peft_c3a.cache_clear()
+        assert circulant.PEFT_C3A not in [one.name for one in made.contenders]
         assert notes[0].startswith("no comparison with PEFT C3A: ")
         assert "pip install peft" in notes[0]
 
-    def test_claims_are_about_cases_and_rivals_that_are_measured(self) -> None:
-        known = {case.name: case for case in cases.CASES}
-        for claim in cases.CLAIMS:
-            case = known[claim.case]
+    @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+    def test_claims_are_about_rivals_types_and_sizes_that_are_measured(self, case: Case) -> None:
+        assert set(case.quick) <= set(case.points)
+        for claim in case.claims:
             assert claim.rival in [method.name for method in case.contenders if method.in_quick]
             assert claim.dtype in case.dtypes
-            assert set(case.quick) <= set(case.points)
+            assert any(claim.about(one) for one in case.quick)
+
+    @pytest.mark.parametrize("case", cases.MEMORY_CASES, ids=lambda case: case.name)
+    def test_memory_claims_are_about_rivals_and_sizes_that_are_measured(self, case: MemoryCase) -> None:
+        assert case.methods[0].name == OURS
+        assert set(case.methods) <= set(case.case.contenders)
+        assert case.claim.rival in [None, *(method.name for method in case.methods[1:])]
+        assert set(case.quick) <= set(case.points)
+        assert case.case.gradients
+
+    def test_names_tell_every_case_apart(self) -> None:
+        names = [case.name for case in (*cases.CASES, *cases.MEMORY_CASES)]
+        assert len(set(names)) == len(names)
+
+    def test_points_have_the_elements_of_the_larger_side(self) -> None:
+        assert point(768, 3072) == Point(768, 3072, 1365)
+        assert point(4096) == Point(4096, 4096, 1024)
+        assert point(768, tokens=4096) == Point(768, 768, 4096)
+        assert [str(one) for one in (Point(12, 12, 5), Point(12, 20, 5), Point(12, 20, 0))] == [
+            "12 × 5",
+            "12 → 20 × 5",
+            "20 × 12",
+        ]
+
+    def test_the_kronecker_factors_at_768_are_those_of_surm(self) -> None:
+        assert kronecker.factors(point(768)) == ((32, 24), (24, 32))
+        assert kronecker.factors(point(7)) == ((7, 1), (1, 7))
 
 
 class TestBench:
     def test_json_markdown_and_tables_hold_what_was_measured(self, small_bench, tmp_path: Path, capsys) -> None:
         files = tmp_path / "b.json", tmp_path / "b.md"
         before = torch.get_num_threads()
-        words = ["bench", "--quick", "--only", "circulant", "one", "--threads", "1", "2"]
+        words = ["bench", "--quick", "--only", "circulant-", "one-token", "--threads", "1", "2"]
         assert main([*words, "--json", str(files[0]), "--markdown", str(files[1])]) == 0
         assert torch.get_num_threads() == before
         document = json.loads(files[0].read_text())
-        assert document["command"] == "surm-kernels bench --quick --only circulant one --threads 1 2"
+        assert document["command"] == "surm-kernels bench --quick --only circulant- one-token --threads 1 2"
         assert document["machine"]["cores"] == machine.cores()
         assert document["versions"]["torch"] == torch.__version__
         assert {(one["case"], one["dtype"], one["threads"]) for one in document["measurements"]} == {
@@ -368,13 +450,16 @@ class TestBench:
                 ("circulant-training", "float32"),
                 ("circulant-training", "bfloat16"),
                 ("block-circulant-training", "float32"),
+                ("skew-circulant-training", "float32"),
                 ("one-token", "float32"),
             ]
             for threads in (1, 2)
         }
         for one in document["measurements"]:
             assert not one["refused"]
-            ours, rival = one["contenders"][methods.OURS], one["contenders"][methods.TORCH_FFT]
+            assert (one["in_features"], one["out_features"]) in ((12, 12), (256, 256))
+            assert one["tokens"] == 5
+            ours, rival = one["contenders"][OURS], one["contenders"][TORCH_FFT]
             assert len(ours["seconds"]) == len(rival["seconds"]) == FAST.most
             assert ours["error"] <= ours["error_limit"]
             assert ours["ratio_to_ours"] is None
@@ -389,7 +474,7 @@ class TestBench:
             assert text in out
 
     def test_no_ratio_is_reported_where_our_result_is_wrong(self, small_bench, monkeypatch, tmp_path, capsys) -> None:
-        monkeypatch.setattr(ops, "krylov_backward", wrong(ops.krylov_backward))
+        monkeypatch.setattr(ops, "_krylov_backward", wrong(ops._krylov_backward))
         file = tmp_path / "b.json"
         words = ["bench", "--only", "circulant-training", "--dtype", "float32", "--json", str(file)]
         assert main(words) == 1
@@ -407,29 +492,87 @@ class TestBench:
     def test_the_cases_are_listed(self, capsys) -> None:
         assert main(["bench", "--list"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == [*(case.name for case in cases.CASES), cases.MEMORY_NAME]
+        assert [line.split()[0] for line in lines] == [case.name for case in (*cases.CASES, *cases.MEMORY_CASES)]
 
-    def test_memory_is_measured_in_a_process_of_its_own(self) -> None:
-        point = cases.Point(1024, 2048)
-        megabytes = memory.extra_megabytes(methods.TORCH_FFT, point, torch.float32, 1)
-        if megabytes is None:
+    def test_every_new_structure_is_measured_against_its_rivals(self, small_bench, tmp_path: Path) -> None:
+        file = tmp_path / "b.json"
+        wanted = ["toeplitz-training", "like-", "hankel", "kronecker", "vandermonde-training", "hydra", "dense-"]
+        words = ["bench", "--only", *wanted, "--threads", "1", "--dtype", "float32", "--json", str(file)]
+        assert main(words) == 0
+        document = json.loads(file.read_text())
+        assert {one["case"] for one in document["measurements"]} == {
+            case.name for case in cases.CASES if any(word in case.name for word in wanted)
+        }
+        assert not any(one["refused"] for one in document["measurements"])
+        titles = [claim["title"] for claim in document["claims"]]
+        assert titles.count("Kronecker, forward + backward, float32") == 2
+        assert all(claim["median"] > 0 for claim in document["claims"])
+
+    @pytest.mark.parametrize("case", cases.MEMORY_CASES, ids=lambda case: case.name)
+    def test_memory_is_measured_in_a_process_of_its_own(self, case: MemoryCase) -> None:
+        rival = case.methods[1].name
+        found = memory.extra_megabytes(case, rival, Point(1024, 1024, 2048), torch.float32, 1)
+        if found is None:
             pytest.skip("this system does not tell the peak of a part of a process")
-        assert megabytes > 4  # two spectra at least, 8 MB each
+        assert found > 4  # of 4 MB each: the whole matrix, or two spectra
 
     def test_a_failing_memory_process_is_a_clear_error(self) -> None:
         with pytest.raises(usage.UsageError, match="memory: the measuring process failed"):
-            memory.extra_megabytes("nothing", SMALL, torch.float32, 1)
+            memory.extra_megabytes(cases.MEMORY_CASES[0], "nothing", SMALL, torch.float32, 1)
+
+    @pytest.mark.parametrize(
+        ("claim", "ours", "rival", "worst", "reached"),
+        [
+            (MemoryClaim(8.0), [4.0, 16.0], [1.0, 1.0], 8.0, True),
+            (MemoryClaim(8.0), [4.0, 17.0], [1.0, 1.0], 8.5, False),
+            (MemoryClaim(0.2, TORCH_FFT), [4.0, 10.0], [40.0, 50.0], 0.2, True),
+            (MemoryClaim(0.2, TORCH_FFT), [4.0, 10.0], [40.0, 40.0], 0.25, False),
+        ],
+    )
+    def test_a_memory_claim_is_about_a_thread_or_a_share_of_the_rival(
+        self, claim: MemoryClaim, ours: list[float], rival: list[float], worst: float, reached: bool
+    ) -> None:
+        case = dataclasses.replace(displacement.MEMORY_CASES[0], claim=claim)
+        (verdict,) = records.verdicts([], self.memory_records(case, ours, rival))
+        assert (verdict.worst, verdict.reached, verdict.sizes) == (worst, reached, "2 of 3")
+        assert verdict.title == "memory of Toeplitz-like r = 4, forward + backward"
+
+    @pytest.mark.parametrize("rival", [[None, None], [0.0, 1.0]])
+    def test_a_memory_claim_without_the_rivals_memory_is_left_out(self, rival: list[float | None]) -> None:
+        found = self.memory_records(displacement.MEMORY_CASES[0], [1.0, 1.0], rival)
+        assert records.verdicts([], found) == []
+
+    @staticmethod
+    def memory_records(case: MemoryCase, *megabytes: list) -> list[records.MemoryRecord]:
+        return [
+            records.MemoryRecord(case, method, at, torch.float32, 2, value)
+            for method, values in zip((OURS, TORCH_FFT), megabytes, strict=True)
+            for at, value in zip(case.points, values, strict=False)
+        ]
+
+    def test_a_claim_about_square_sizes_leaves_the_others_out(self) -> None:
+        case = next(case for case in cases.CASES if case.name == "toeplitz-training")
+        fine = {OURS: accuracy.Deviation(0.0, 1.0)}
+        found = [
+            records.Record(
+                case, at, torch.float32, 2,
+                measure.Measurement(OURS, fine, {OURS: [1.0], toeplitz.CIRCULANT: [ratio]}),
+            )
+            for at, ratio in ((Point(12, 12, 5), 0.5), (Point(12, 20, 5), 0.1))
+        ]  # fmt: skip
+        (verdict,) = records.verdicts(found, [])
+        assert verdict.reached
+        assert (verdict.worst, verdict.sizes, verdict.wanted) == (0.5, "1 of 4", "≥ 0.435×")
 
     @pytest.mark.parametrize(
         ("ratios", "reached"), [((4.6, 4.6), True), ((3.4, 9.0), False), ((3.6, 4.6), False), ((3.6, 5.6), True)]
     )
     def test_a_claim_needs_its_median_and_its_worst_size(self, ratios: tuple[float, ...], reached: bool) -> None:
-        case = next(case for case in cases.CASES if case.name == "circulant-training")
-        fine = {methods.OURS: accuracy.Deviation(0.0, 1.0)}
+        fine = {OURS: accuracy.Deviation(0.0, 1.0)}
         found = [
             records.Record(
-                case, SMALL, torch.float32, 2,
-                measure.Measurement(methods.OURS, fine, {methods.OURS: [1.0], methods.TORCH_FFT: [ratio]}),
+                circulant.TRAINING, SMALL, torch.float32, 2,
+                measure.Measurement(OURS, fine, {OURS: [1.0], TORCH_FFT: [ratio]}),
             )
             for ratio in ratios
         ]  # fmt: skip

@@ -1,73 +1,167 @@
 """The public functions: values against the reference, shapes, types, base and scale, and every refusal."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torch._dynamo.testing
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from surm_kernels import dense, functional, reference
+from surm_kernels.functional import ldr
 from tests import oracle
 
-# name: (function, parameter's name, its shape at n = 12, the same matrix by the oracle)
-FUNCTIONS = {
-    "circulant": (functional.circulant_linear, "c", (12,), lambda c: oracle.f_circulant(c, 1)),
-    "skew_circulant": (functional.skew_circulant_linear, "s", (12,), lambda s: oracle.f_circulant(s, -1)),
-    "block_circulant": (functional.block_circulant_linear, "c", (2, 3, 4), lambda c: oracle.matrix(c, 1)),
-    "krylov": (
-        lambda x, v, **o: functional.krylov_linear(x, v, 0.3, **o),
-        "v",
-        (12,),
-        lambda v: oracle.f_circulant(v, 0.3),
-    ),
+
+class Case(NamedTuple):
+    """A product with 12 features: its function, the shapes of its parameters, and its matrix by the oracle."""
+
+    name: str
+    shapes: dict[str, tuple[int, ...]]
+    matrix: Callable[..., Tensor]
+    constants: tuple = ()  # the other arguments of the function
+    columns: tuple = ()  # the other arguments of the matrix
+
+    def parameters(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        draws = {"v": lambda *shape: 1.8 * torch.rand(shape) - 0.9, "u": lambda *shape: 2 + torch.rand(shape)}
+        return [draws.get(name, torch.randn)(*shape).to(dtype) for name, shape in self.shapes.items()]
+
+    def linear(self, x: Tensor, *parameters: Tensor, **options: Any) -> Tensor:
+        return getattr(functional, f"{self.name}_linear")(x, *parameters, *self.constants, **options)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        return getattr(dense, self.name)(*parameters, *self.constants, *self.columns)
+
+
+GENERATORS = {"G": (2, 12), "H": (2, 12)}
+CASES = {
+    "circulant": Case("circulant", {"c": (12,)}, lambda c: oracle.f_circulant(c, 1)),
+    "skew-circulant": Case("skew_circulant", {"s": (12,)}, lambda s: oracle.f_circulant(s, -1)),
+    "block circulant": Case("block_circulant", {"c": (2, 3, 4)}, lambda c: oracle.matrix(c, 1)),
+    "krylov": Case("krylov", {"v": (12,)}, lambda v: oracle.f_circulant(v, 0.3), (0.3,)),
+    "toeplitz": Case("toeplitz", {"t": (18,)}, lambda t: oracle.toeplitz(t, 12), columns=(12,)),
+    "toeplitz of one row": Case("toeplitz", {"t": (12,)}, lambda t: oracle.toeplitz(t, 12), columns=(12,)),
+    "toeplitz blocks": Case("toeplitz", {"t": (2, 3, 8)}, lambda t: oracle.toeplitz(t, 4), columns=(4,)),
+    "symmetric toeplitz": Case("symmetric_toeplitz", {"t": (12,)}, oracle.symmetric_toeplitz),
+    "hankel": Case("hankel", {"h": (14,)}, lambda h: oracle.hankel(h, 12), columns=(12,)),
+    "hankel blocks": Case("hankel", {"h": (3, 4, 7)}, lambda h: oracle.hankel(h, 3), columns=(3,)),
+    "toeplitz-like": Case("toeplitz_like", GENERATORS, oracle.toeplitz_like),
+    "hankel-like": Case("hankel_like", GENERATORS, oracle.hankel_like),
+    "vandermonde": Case("vandermonde", {"v": (7,)}, lambda v: oracle.vandermonde(v, 12), columns=(12,)),
+    "vandermonde-like": Case("vandermonde_like", {"v": (7,), "G": (2, 7), "H": (2, 12)}, oracle.vandermonde_like),
+    "cauchy-like": Case("cauchy_like", {"v": (7,), "u": (12,), "G": (2, 7), "H": (2, 12)}, oracle.cauchy_like),
+    "kronecker": Case("kronecker", {"A": (5, 3), "B": (2, 4)}, oracle.kronecker),
+    "low rank": Case("low_rank", {"A": (2, 12), "B": (7, 2)}, oracle.low_rank),
 }
-function_cases = pytest.mark.parametrize("name", FUNCTIONS)
+function_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+ROUNDING_ONCE = {name: case for name, case in CASES.items() if name != "low rank"}
+rounding_once = pytest.mark.parametrize("case", ROUNDING_ONCE.values(), ids=ROUNDING_ONCE)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @function_cases
 @pytest.mark.parametrize("leading", [(), (1,), (5,), (2, 3), (2, 1, 4), (0,), (3, 0, 2)], ids=str)
-def test_products_keep_any_leading_shape(name: str, leading: tuple[int, ...]) -> None:
-    function, _, shape, matrix = FUNCTIONS[name]
-    p, x = torch.randn(shape), torch.randn(*leading, 12)
-    oracle.assert_close(function(x, p), x.double() @ matrix(p).T)
+def test_products_keep_any_leading_shape(case: Case, leading: tuple[int, ...]) -> None:
+    parameters, x = case.parameters(), torch.randn(*leading, 12)
+    matrix = case.matrix(*parameters)
+    size = (x.norm() * matrix.norm() / 12**0.5).item()
+    oracle.assert_close(case.linear(x, *parameters), x.double() @ matrix.T, size=size)
 
 
-@function_cases
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_base_and_scale_are_part_of_the_product_and_rounded_once(name: str, dtype: torch.dtype) -> None:
-    function, _, shape, matrix = FUNCTIONS[name]
-    p, x = torch.randn(shape).to(dtype), torch.randn(40, 12).to(dtype)
-    product = -1.5 * x.double() @ matrix(p).T
+@rounding_once
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_base_and_scale_are_part_of_the_product_and_rounded_once(case: Case, dtype: torch.dtype) -> None:
+    parameters, x = case.parameters(dtype), torch.randn(40, 12).to(dtype)
+    product = -1.5 * x.double() @ case.matrix(*parameters).T
     for base_shape in ((40, product.shape[-1]), (product.shape[-1],), (40, 1), (1,), ()):
         base = torch.randn(base_shape).to(dtype)
-        y = function(x, p, base=base, scale=-1.5)
+        y = case.linear(x, *parameters, base=base, scale=-1.5)
         assert y.dtype == dtype
         oracle.assert_close(y, base.double() + product)
 
 
+@rounding_once
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_all_tensors_are_rounded_once(case: Case, dtype: torch.dtype) -> None:
+    leaves = [t.requires_grad_() for t in (torch.randn(40, 12).to(dtype), *case.parameters(dtype))]
+    exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
+    exact = -1.5 * exact_leaves[0] @ case.matrix(*exact_leaves[1:]).T
+    # A gradient that leans towards the output, so that sums over the tokens do not cancel by chance.
+    g = (torch.randn(exact.shape) + torch.nn.functional.normalize(exact.detach())).to(dtype)
+    gradients = torch.autograd.grad(case.linear(*leaves, scale=-1.5), leaves, g)
+    for got, wanted in zip(gradients, torch.autograd.grad(exact, exact_leaves, g.double()), strict=True):
+        oracle.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_low_rank_products_round_twice(dtype: torch.dtype) -> None:
+    x, A, B, base = (torch.randn(shape).to(dtype) for shape in ((40, 12), (2, 12), (7, 2), (7,)))
+    exact = base.double() - 1.5 * x.double() @ oracle.low_rank(A, B).T
+    found = oracle.error(functional.low_rank_linear(x, A, B, base=base, scale=-1.5), exact)
+    assert found <= 2 * oracle.error(exact.to(dtype), exact)
+
+
 @function_cases
-def test_different_types_promote_as_in_torch(name: str) -> None:
-    function, _, shape, _ = FUNCTIONS[name]
-    types = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-    for x_type in types:
-        for p_type in types:
-            x, p = torch.randn(3, 12).to(x_type), torch.randn(shape).to(p_type)
-            wanted = torch.promote_types(x_type, p_type)
-            assert function(x, p).dtype == wanted
+def test_different_types_promote_as_in_torch(case: Case) -> None:
+    for x_type in DTYPES:
+        for type_of_parameters in DTYPES:
+            x, parameters = torch.randn(3, 12).to(x_type), case.parameters(type_of_parameters)
+            wanted = torch.promote_types(x_type, type_of_parameters)
+            assert case.linear(x, *parameters).dtype == wanted
             base = torch.zeros((), dtype=torch.float64)
-            assert function(x, p, base=base).dtype == torch.float64
+            assert case.linear(x, *parameters, base=base).dtype == torch.float64
+
+
+@rounding_once
+def test_autocast_computes_in_its_type_and_rounds_once(case: Case) -> None:
+    x, *parameters = (t.bfloat16().float() for t in (torch.randn(40, 12), *case.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = case.linear(x, *parameters)
+        same = case.linear(x.double(), *parameters)
+    assert y.dtype == torch.bfloat16
+    assert same.dtype == torch.float64
+    exact = x.double() @ case.matrix(*parameters).T
+    oracle.assert_close(y, exact)
+    oracle.assert_close(same, exact)
 
 
 @function_cases
-def test_gradients_flow_to_the_tensors_in_their_own_shapes_and_types(name: str) -> None:
-    function, _, shape, matrix = FUNCTIONS[name]
+def test_gradients_flow_to_the_tensors_in_their_own_shapes_and_types(case: Case) -> None:
     x = torch.randn(2, 3, 12, requires_grad=True)
-    p = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    base = torch.randn(matrix(p.detach()).shape[0], dtype=torch.bfloat16, requires_grad=True)
-    function(x, p, base=base).square().sum().backward()
-    for t in (x, p, base):
+    parameters = [p.requires_grad_() for p in case.parameters(torch.float64)]
+    outputs = case.matrix(*(p.detach() for p in parameters)).shape[0]
+    base = torch.randn(outputs, dtype=torch.bfloat16, requires_grad=True)
+    case.linear(x, *parameters, base=base).square().sum().backward()
+    for t in (x, *parameters, base):
         assert t.grad.shape == t.shape
         assert t.grad.dtype == t.dtype
+
+
+@function_cases
+def test_derivatives_of_all_tensors_together_are_right(case: Case) -> None:
+    tensors = [t.requires_grad_() for t in (torch.randn(2, 12).double(), *case.parameters(torch.float64))]
+    assert gradcheck(case.linear, tensors, check_forward_ad=True)
+
+
+@function_cases
+def test_compiles_with_its_checks_inside(case: Case) -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def model(x: Tensor, *parameters: Tensor) -> Tensor:
+        return case.linear(x.sin(), *parameters, base=x[..., :1], scale=0.5).relu()
+
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for tokens in (3, 5, 9):
+        tensors = [t.requires_grad_() for t in (torch.randn(2, tokens, 12), *case.parameters())]
+        got, wanted = compiled(*tensors), model(*tensors)
+        assert torch.allclose(got, wanted, atol=1e-4)
+        for a, b in zip(*(torch.autograd.grad(y.sum(), tensors) for y in (got, wanted)), strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 2, "once for the first number of tokens and once for all others"
 
 
 def test_inputs_are_left_as_they_were() -> None:
@@ -101,28 +195,49 @@ def test_f_zero_is_lower_triangular_toeplitz_and_gradients_follow_f() -> None:
         assert torch.autograd.gradcheck(lambda v, f=f: dense.krylov(v, f), v)
 
 
-def test_matrices_are_those_of_scipy_and_of_the_reference() -> None:
-    c, blocks = torch.randn(7), torch.randn(2, 3, 5)
-    circulant = torch.from_numpy(scipy.linalg.circulant(c))
-    skew = torch.where(torch.ones(7, 7).tril().bool(), circulant, -circulant)
-    assert torch.equal(dense.circulant(c), circulant)
-    assert torch.equal(reference.circulant(c), circulant)
-    assert torch.equal(dense.skew_circulant(c), skew)
-    assert torch.equal(reference.skew_circulant(c), skew)
-    grid = torch.cat([torch.cat([torch.from_numpy(scipy.linalg.circulant(b)) for b in row], 1) for row in blocks])
-    assert torch.equal(dense.block_circulant(blocks), grid)
-    assert torch.equal(reference.block_circulant(blocks), grid)
-
-
 @function_cases
-def test_reference_has_the_same_functions_with_the_same_answers(name: str) -> None:
-    function, _, shape, matrix = FUNCTIONS[name]
-    x, p = torch.randn(5, 12), torch.randn(shape)
-    base = torch.randn(matrix(p).shape[0])
-    extra = {"f": 0.3} if name == "krylov" else {}
-    same = getattr(reference, f"{name}_linear")(x, p, **extra, base=base, scale=0.5)
-    assert torch.allclose(function(x, p, base=base, scale=0.5), same, atol=1e-5)
-    oracle.assert_close(getattr(reference, name)(p, **extra), matrix(p))
+def test_reference_has_the_same_functions_with_the_same_answers(case: Case) -> None:
+    x, parameters = torch.randn(5, 12), case.parameters()
+    matrix = case.matrix(*parameters)
+    base = torch.randn(matrix.shape[0])
+    product = getattr(reference, f"{case.name}_linear")
+    same = product(x, *parameters, *case.constants, base=base, scale=0.5)
+    oracle.assert_close(same, base.double() + 0.5 * x.double() @ matrix.T)
+    wide = product(x.bfloat16(), *parameters, *case.constants, base=base.double())
+    assert wide.dtype == torch.float64
+    oracle.assert_close(getattr(reference, case.name)(*parameters, *case.constants, *case.columns), matrix)
+
+
+def test_toeplitz_and_hankel_products_are_those_of_scipy() -> None:
+    column, row, x = np.random.default_rng(0).normal(size=(3, 9))
+    row = row[:5]
+    row[0] = column[0]
+    t = torch.from_numpy(np.concatenate([row[:0:-1], column]))
+    y = functional.toeplitz_linear(torch.from_numpy(x[:5]), t)
+    assert np.allclose(y, scipy.linalg.matmul_toeplitz((column, row), x[:5]))
+    row[0] = column[-1]
+    h = torch.from_numpy(np.concatenate([column, row[1:]]))
+    y = functional.hankel_linear(torch.from_numpy(x[:5]), h)
+    assert np.allclose(y, scipy.linalg.hankel(column, row) @ x[:5])
+
+
+@pytest.mark.parametrize("name", ["toeplitz_like", "hankel_like"])
+@pytest.mark.parametrize(("features", "outputs"), [(12, 12), (12, 5), (5, 12), (7, 9), (1, 1)])
+def test_the_top_left_part_of_a_square_matrix_needs_no_padding(name: str, features: int, outputs: int) -> None:
+    product = getattr(ldr, f"{name}_top_left")
+    for dtype in DTYPES:
+        G, H, x, base = (torch.randn(shape).to(dtype) for shape in ((3, 12), (3, 12), (4, features), (outputs,)))
+        part = getattr(oracle, name)(G, H)[:outputs, :features]
+        y = product(x, G, H, features, outputs, base=base, scale=0.5)
+        oracle.assert_close(y, base.double() + 0.5 * x.double() @ part.T)
+
+
+def test_from_displacement_gives_the_matrix_with_that_displacement() -> None:
+    G, H = torch.randn(2, 3, 12, dtype=torch.float64)
+    W = oracle.toeplitz_like(*functional.from_displacement(G, H))
+    shift = torch.eye(12, dtype=torch.float64)[1]
+    displacement = oracle.f_circulant(shift, 1) @ W - W @ oracle.f_circulant(shift, -1)
+    assert torch.allclose(displacement, G.T @ H)
 
 
 X, C = torch.zeros(3, 12), torch.zeros(12)
@@ -174,6 +289,102 @@ REFUSALS = {
     "base has more dimensions": (lambda: LINEAR(X, C, base=X[None]), ValueError, ["base", "(3, 12)", "(1, 3, 12)"]),
     "c is elsewhere": (lambda: LINEAR(X, C.to("meta")), ValueError, ["c", "device", "cpu", "meta"]),
     "base is elsewhere": (lambda: LINEAR(X, C, base=X.to("meta")), ValueError, ["base", "device", "cpu", "meta"]),
+    "x has no feature": (
+        lambda: functional.toeplitz_linear(X[:, :0], C),
+        ValueError,
+        ["x", "(..., n)", "at least one", "(3, 0)"],
+    ),
+    "t is too short": (
+        lambda: functional.toeplitz_linear(X, C[:7]),
+        ValueError,
+        ["t", "m + n - 1 >= 12", "n = 12", "(7,)"],
+    ),
+    "t has two dimensions": (
+        lambda: functional.toeplitz_linear(X, X),
+        ValueError,
+        ["t", "(m + n - 1,) or (M, K, m + n - 1)", "(3, 12)"],
+    ),
+    "t is a list": (lambda: functional.toeplitz_linear(X, [1.0]), TypeError, ["t", "torch.Tensor", "list"]),
+    "h is too short": (lambda: functional.hankel_linear(X, C[:7]), ValueError, ["h", "m + n - 1 >= 12", "(7,)"]),
+    "block columns do not divide x": (
+        lambda: functional.hankel_linear(X, torch.zeros(2, 5, 7)),
+        ValueError,
+        ["x", "(..., K n)", "K = 5", "h", "(2, 5, 7)", "(3, 12)"],
+    ),
+    "x does not fit symmetric t": (
+        lambda: functional.symmetric_toeplitz_linear(X, C[:7]),
+        ValueError,
+        ["x", "(..., 7)", "(3, 12)", "t", "(7,)"],
+    ),
+    "symmetric t is a matrix": (
+        lambda: functional.symmetric_toeplitz_linear(X, X),
+        ValueError,
+        ["t", "(n,)", "(3, 12)"],
+    ),
+    "G is a vector": (lambda: functional.toeplitz_like_linear(X, C, X), ValueError, ["G", "(r, n)", "(12,)"]),
+    "H has another rank": (
+        lambda: functional.hankel_like_linear(X, X, X[:2]),
+        ValueError,
+        ["H", "(r, n) like G", "(3, 12)", "(2, 12)"],
+    ),
+    "H is integer": (lambda: functional.toeplitz_like_linear(X, X, X.int()), TypeError, ["H", "int32"]),
+    "x does not fit G and H": (
+        lambda: functional.toeplitz_like_linear(X[:, :7], X, X),
+        ValueError,
+        ["x", "(..., 12)", "(3, 7)", "G of shape (3, 12) and H of shape (3, 12)"],
+    ),
+    "displacement of two ranks": (
+        lambda: functional.from_displacement(X, X[:2]),
+        ValueError,
+        ["H", "(3, 12)", "(2, 12)"],
+    ),
+    "nodes are a matrix": (lambda: functional.vandermonde_linear(X, X), ValueError, ["v", "(m,)", "(3, 12)"]),
+    "G does not fit v": (
+        lambda: functional.vandermonde_like_linear(X, C, X[:, :7], X),
+        ValueError,
+        ["G", "(r, m) with m as in v", "(3, 12)", "(3, 7)"],
+    ),
+    "H does not fit G": (
+        lambda: functional.vandermonde_like_linear(X, C, X, X[:2]),
+        ValueError,
+        ["H", "(r, n) with r as in G", "(3, 12)", "(2, 12)"],
+    ),
+    "H does not fit u": (
+        lambda: functional.cauchy_like_linear(X, C, C[:5], X, X),
+        ValueError,
+        ["H", "(r, n) with r as in G and n as in u", "(3, 5)", "(3, 12)"],
+    ),
+    "nodes meet": (
+        lambda: functional.cauchy_like_linear(X, C + 2, torch.arange(12.0), X, X),
+        ValueError,
+        ["v and u", "v[0] = u[2] = 2.0"],
+    ),
+    "A is a vector": (lambda: functional.kronecker_linear(X, C, X), ValueError, ["A", "(p, q)", "(12,)"]),
+    "B is empty": (lambda: functional.kronecker_linear(X, X, X[:0]), ValueError, ["B", "(r, s)", "(0, 12)"]),
+    "x does not fit A and B": (
+        lambda: functional.kronecker_linear(X, X[:, :2], X[:, :3]),
+        ValueError,
+        ["x", "(..., 6)", "(3, 12)", "A of shape (3, 2) and B of shape (3, 3)"],
+    ),
+    "A and B differ in rank": (
+        lambda: functional.low_rank_linear(X, X, X),
+        ValueError,
+        ["B", "(m, r) with r as in A", "(3, 3)", "(3, 12)"],
+    ),
+    "H is elsewhere": (
+        lambda: functional.toeplitz_like_linear(X, X, X.to("meta")),
+        ValueError,
+        ["H", "device of x", "cpu", "meta"],
+    ),
+    "dense of parameters apart": (
+        lambda: dense.kronecker(X, X.to("meta")),
+        ValueError,
+        ["B", "device of A", "cpu", "meta"],
+    ),
+    "dense of too few diagonals": (lambda: dense.toeplitz(C, 13), ValueError, ["t", "n = 13", "(12,)"]),
+    "dense of no column": (lambda: dense.hankel(C, 0), ValueError, ["n", "at least 1", "0"]),
+    "dense of half a column": (lambda: dense.vandermonde(C, 1.5), TypeError, ["n", "int", "float"]),
+    "dense of meeting nodes": (lambda: dense.cauchy_like(C, C, X, X), ValueError, ["v and u", "v[0] = u[0] = 0.0"]),
     "dense of a matrix": (lambda: dense.circulant(X), ValueError, ["c", "(n,)", "(3, 12)"]),
     "dense of integers": (lambda: dense.skew_circulant(C.int()), TypeError, ["s", "int32"]),
     "dense of no grid": (lambda: dense.block_circulant(C), ValueError, ["c", "(M, K, b)", "(12,)"]),
@@ -206,10 +417,14 @@ def test_scale_zero_gives_zeros_or_the_base() -> None:
 
 
 @function_cases
-def test_one_number_is_a_matrix_too(name: str) -> None:
-    function, _, shape, _ = FUNCTIONS[name]
-    p = torch.full((1,) * len(shape), 3.0)
-    assert torch.equal(function(torch.tensor([2.0]), p), torch.tensor([6.0]))
+def test_one_number_is_a_matrix_too(case: Case) -> None:
+    small = case._replace(shapes={name: (1,) * len(shape) for name, shape in case.shapes.items()})
+    parameters = small.parameters()
+    if small.columns:
+        small = small._replace(matrix=lambda p: getattr(oracle, small.name)(p, 1), columns=(1,))
+    matrix = small.matrix(*parameters)
+    oracle.assert_close(small.linear(torch.tensor([2.0]), *parameters), 2 * matrix[0])
+    oracle.assert_close(small.dense(*parameters), matrix)
 
 
 def test_parameters_and_subclasses_of_tensor_are_tensors() -> None:

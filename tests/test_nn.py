@@ -7,12 +7,28 @@ import pickle
 import pytest
 import torch
 
-from surm_kernels.nn import BlockCirculantLinear, CirculantLinear, SkewCirculantLinear, StructuredLinear
+from surm_kernels.nn import (
+    BlockCirculantLinear,
+    CauchyLikeLinear,
+    CirculantLinear,
+    HankelLikeLinear,
+    HankelLinear,
+    HydraLinear,
+    KroneckerLinear,
+    LowRankLinear,
+    SkewCirculantLinear,
+    StructuredLinear,
+    SymmetricToeplitzLinear,
+    ToeplitzLikeLinear,
+    ToeplitzLinear,
+    VandermondeLikeLinear,
+    VandermondeLinear,
+)
 from surm_kernels.structures import CirculantProduct
 from tests import oracle
 
-# name: (class, sizes, options)
-LAYERS = {
+# name: (class, sizes, options); these have a projection
+PROJECTED = {
     "circulant": (CirculantLinear, (12, 12), {}),
     "circulant, wide": (CirculantLinear, (12, 8), {}),
     "circulant, tall": (CirculantLinear, (8, 12), {}),
@@ -21,8 +37,29 @@ LAYERS = {
     "skew-circulant, wide": (SkewCirculantLinear, (12, 8), {}),
     "skew-circulant, blocks": (SkewCirculantLinear, (8, 12), {"block_size": 2}),
     "block circulant": (BlockCirculantLinear, (12, 8), {"block_size": 4}),
+    "toeplitz": (ToeplitzLinear, (12, 8), {}),
+    "toeplitz, blocks": (ToeplitzLinear, (8, 12), {"block_size": 4}),
+    "symmetric toeplitz": (SymmetricToeplitzLinear, (12, 8), {}),
+    "hankel": (HankelLinear, (8, 12), {}),
+    "hankel, blocks": (HankelLinear, (12, 8), {"block_size": 2}),
+    "kronecker": (KroneckerLinear, (12, 8), {}),
+    "kronecker, chosen": (KroneckerLinear, (12, 8), {"left_shape": (2, 6)}),
+    "low rank": (LowRankLinear, (12, 8), {"rank": 2}),
+    "hydra": (HydraLinear, (12, 8), {"pool": 30, "seed": 4}),
+}
+LAYERS = PROJECTED | {
+    "toeplitz-like": (ToeplitzLikeLinear, (12, 8), {"rank": 2}),
+    "hankel-like": (HankelLikeLinear, (8, 12), {"rank": 2}),
+    "vandermonde": (VandermondeLinear, (12, 8), {}),
+    "vandermonde-like": (VandermondeLikeLinear, (12, 8), {"rank": 2}),
+    "cauchy-like": (CauchyLikeLinear, (12, 8), {"rank": 2}),
+    "hydra, fixed share": (HydraLinear, (12, 8), {"kind": "hankel", "fixed_share": 0.1}),
+    "hydra, low rank": (HydraLinear, (12, 8), {"kind": "low_rank", "blocks": 1, "rank": 2}),
+    "hydra, toeplitz-like": (HydraLinear, (12, 8), {"kind": "toeplitz_like", "rank": 1}),
+    "hydra, vandermonde": (HydraLinear, (12, 8), {"kind": "vandermonde"}),
 }
 layer_cases = pytest.mark.parametrize("name", LAYERS)
+projected_cases = pytest.mark.parametrize("name", PROJECTED)
 
 
 def make(name: str, **more) -> StructuredLinear:
@@ -42,7 +79,7 @@ def test_to_linear_is_the_same_map(name: str, bias: bool) -> None:
         oracle.assert_close(layer(x), linear(x))
 
 
-@layer_cases
+@projected_cases
 @pytest.mark.parametrize("bias", [True, False])
 def test_from_linear_keeps_the_bias_and_is_the_nearest_layer(name: str, bias: bool) -> None:
     layer_class, sizes, options = LAYERS[name]
@@ -108,15 +145,24 @@ def test_layers_train_move_and_convert_as_modules_do(name: str) -> None:
     assert losses == sorted(losses, reverse=True)
     assert layer.double()(x.double()).dtype == torch.float64
     assert layer.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
-    assert make(name, device="meta").to_empty(device="cpu")(x).shape == (16, layer.out_features)
+    empty = make(name, device="meta")
+    assert empty(x.to("meta")).shape == (16, layer.out_features)
+    empty = empty.to_empty(device="cpu")
+    empty.reset_parameters()
+    assert empty(x).shape == (16, layer.out_features)
 
 
-@layer_cases
+# Vandermonde has a variance of its own, of HyDRA's kinds only the linear ones do not start from 0.
+OF_ANOTHER_VARIANCE = ("vandermonde", "hydra, low rank", "hydra, toeplitz-like", "hydra, vandermonde")
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in OF_ANOTHER_VARIANCE])
 def test_outputs_start_with_the_variance_of_nn_linear(name: str) -> None:
     layer_class, _, options = LAYERS[name]
-    options = {"block_size": 128} if options else {}
+    larger = {"block_size": 128, "left_shape": (32, 24), "rank": 16, "pool": 3000}
+    options = {option: larger.get(option, value) for option, value in options.items()}
     layer, linear = layer_class(768, 1536, **options), torch.nn.Linear(768, 1536)
-    x = torch.randn(200, 768)
+    x = torch.randn(1000, 768)
     assert layer(x).var().item() == pytest.approx(linear(x).var().item(), rel=0.2)
     before = layer(x)
     layer.reset_parameters()
@@ -128,6 +174,22 @@ def test_repr_shows_sizes_blocks_and_bias() -> None:
     assert repr(BlockCirculantLinear(12, 8, 4, bias=False)) == (
         "BlockCirculantLinear(in_features=12, out_features=8, block_size=4, bias=False)"
     )
+
+
+def test_layers_that_start_from_zero_give_their_bias() -> None:
+    for name in ("hydra, low rank", "hydra, toeplitz-like", "hydra, vandermonde"):
+        layer = make(name)
+        assert torch.equal(layer(torch.randn(3, 12)), layer.bias.expand(3, 8))
+
+
+def test_options_come_after_bias_and_ranks_by_name() -> None:
+    assert repr(ToeplitzLinear(12, 8, False, 4)) == (
+        "ToeplitzLinear(in_features=12, out_features=8, block_size=4, bias=False)"
+    )
+    assert repr(LowRankLinear(12, 8, rank=2)) == "LowRankLinear(in_features=12, out_features=8, rank=2, bias=True)"
+    for layer_class in (ToeplitzLikeLinear, HankelLikeLinear, VandermondeLikeLinear, CauchyLikeLinear, LowRankLinear):
+        with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'rank'"):
+            layer_class(12, 8)
 
 
 def test_any_structure_makes_a_layer() -> None:

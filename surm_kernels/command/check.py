@@ -7,7 +7,7 @@ derivatives asked for, so the six maps below reach every kernel of a structure. 
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -31,16 +31,27 @@ LARGE = 1000  # beyond it only float32 is checked
 
 SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 768, 1000)
 LARGE_SIZES = (1536, 4093)  # the second is prime
+MODERATE_SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 500)  # where one matrix takes several products
+RECTANGLES = ((5, 3), (3, 5), (12, 97), (97, 12), (64, 192), (300, 100), (100, 300))  # rows and columns
+GRIDS = (
+    (1, 2, 2, 3),
+    (2, 3, 5, 4),
+    (3, 2, 64, 32),
+    (2, 2, 97, 150),
+)  # blocks down and across; rows and columns of one
+RANKS = (1, 2, 4, 5)
+FACTORS = (((1, 1), (1, 1)), ((2, 3), (5, 4)), ((7, 2), (1, 9)), ((3, 16), (12, 5)), ((32, 24), (24, 32)))
 BLOCKS = ((1, 2, 2), (2, 2, 1), (2, 3, 5), (12, 3, 12), (4, 1, 63), (3, 2, 64), (1, 4, 97), (6, 6, 128), (3, 1, 500))
 
-Shapes = tuple[tuple[int, ...], ...]
+Shapes = tuple[tuple[int, ...] | int, ...]  # of the parameters, then numbers that the matrix takes as well
 
 
 @dataclass(frozen=True)
 class Structure:
     """What is checked: `linear(x, *parameters, base=, scale=)`, `dense(*parameters)`, and the matrix by its formula.
 
-    `cases` has the parameter shapes of every problem.
+    `cases` has the parameter shapes of every problem, and what else `dense` and `reference` take. Parameters are drawn
+    from [-1, 1]; `offsets` moves those that must not meet.
     """
 
     name: str
@@ -48,6 +59,7 @@ class Structure:
     dense: Callable[..., Tensor]
     reference: Callable[..., Tensor]
     cases: tuple[Shapes, ...]
+    offsets: tuple[float, ...] = ()
 
 
 def _f_circulant(f: float) -> Structure:
@@ -58,6 +70,27 @@ def _f_circulant(f: float) -> Structure:
         partial(reference.krylov, f=f),
         (*(((n,),) for n in SIZES if n < 500), ((2, 3, 64),)),
     )
+
+
+def _named(name: str, cases: Iterable[Shapes], title: str = "", offsets: tuple[float, ...] = ()) -> Structure:
+    """The structure that `functional`, `dense` and `reference` know by one name."""
+    linear, matrix, formula = (getattr(functional, f"{name}_linear"), getattr(dense, name), getattr(reference, name))
+    return Structure(title or name.replace("_", "-"), linear, matrix, formula, tuple(cases), offsets)
+
+
+def _diagonals() -> Iterator[Shapes]:
+    """Diagonals and columns of square and rectangular matrices and of grids of them."""
+    for m, n in (*((size, size) for size in MODERATE_SIZES), *RECTANGLES, (1000, 1000)):
+        yield (m + n - 1,), n
+    for rows, columns, m, n in GRIDS:
+        yield (rows, columns, m + n - 1), n
+
+
+def _generators(nodes: Callable[[int, int], Shapes]) -> Iterator[Shapes]:
+    """Nodes of m x n matrices with the generators of different ranks."""
+    for index, (m, n) in enumerate((*((size, size) for size in MODERATE_SIZES), *RECTANGLES)):
+        rank = RANKS[index % len(RANKS)]
+        yield *nodes(m, n), (rank, m), (rank, n)
 
 
 STRUCTURES = (
@@ -84,6 +117,15 @@ STRUCTURES = (
     ),
     _f_circulant(0.0),
     _f_circulant(-0.3),
+    _named("toeplitz", _diagonals()),
+    _named("symmetric_toeplitz", (((n,),) for n in (*MODERATE_SIZES, 1000)), "symmetric toeplitz"),
+    _named("hankel", _diagonals()),
+    _named("toeplitz_like", (((rank, n),) * 2 for rank, n in zip(RANKS * 3, MODERATE_SIZES, strict=False))),
+    _named("hankel_like", (((rank, n),) * 2 for rank, n in zip(RANKS * 3, MODERATE_SIZES, strict=False))),
+    _named("kronecker", FACTORS),
+    _named("vandermonde", (((m,), n) for m, n in (*((size, size) for size in MODERATE_SIZES), *RECTANGLES))),
+    _named("vandermonde_like", _generators(lambda m, n: ((m,),))),
+    _named("cauchy_like", _generators(lambda m, n: ((m,), (n,))), offsets=(0, 2.5, 0, 0)),
 )
 
 
@@ -99,9 +141,12 @@ class Problem:
             return torch.empty(shape, dtype=torch.float64).uniform_(-1, 1, generator=generator).to(device, dtype)
 
         self.structure = structure
-        self.parameters = tuple(draw(*shape) for shape in shapes)
+        self.constants = tuple(number for number in shapes if isinstance(number, int))
+        drawn = [draw(*shape) for shape in shapes if not isinstance(shape, int)]
+        offsets = structure.offsets or (0.0,) * len(drawn)
+        self.parameters = tuple(p + offset for p, offset in zip(drawn, offsets, strict=True))
         self._leaves = tuple(p.double().detach().clone().requires_grad_() for p in self.parameters)
-        self._graph = structure.reference(*self._leaves)
+        self._graph = structure.reference(*self._leaves, *self.constants)
         self.matrix = self._graph.detach()
         outputs, inputs = self.matrix.shape
         self.cotangent = draw(outputs, inputs)
@@ -157,12 +202,12 @@ def _gradients(problem: Problem, of_x: bool, of_parameters: bool) -> Pairs:
 
 
 def _dense(problem: Problem) -> Pairs:
-    yield problem.structure.dense(*problem.parameters), problem.matrix
+    yield problem.structure.dense(*problem.parameters, *problem.constants), problem.matrix
 
 
 def _dense_adjoint(problem: Problem) -> Pairs:
     parameters = tuple(parameter.clone().requires_grad_() for parameter in problem.parameters)
-    matrix = problem.structure.dense(*parameters)
+    matrix = problem.structure.dense(*parameters, *problem.constants)
     got = torch.autograd.grad(matrix, parameters, problem.cotangent)
     yield from zip(got, problem.parameter_gradients(problem.cotangent), strict=True)
 
@@ -203,7 +248,7 @@ def examine(structure: Structure, device: torch.device, advance: Callable[[], An
 
 
 def _included(shapes: Shapes, dtype: torch.dtype) -> bool:
-    return dtype == torch.float32 or max(map(max, shapes)) <= LARGE
+    return dtype == torch.float32 or all(max(shape) <= LARGE for shape in shapes if not isinstance(shape, int))
 
 
 def _find(function: Callable[[Problem], Pairs], problem: Problem, shapes: Shapes) -> Finding:
@@ -273,7 +318,7 @@ def _report(console: Console, structure: str, name: str, findings: Findings) -> 
 
 def _print_line(console: Console, structure: str, name: str, cells: list[str], verdict: str) -> None:
     style = "bold red" if verdict == "FAILED" else None
-    line = f"{structure:<17}{name:<15}{''.join(f'{cell:>10}' for cell in cells)}  {verdict}"
+    line = f"{structure:<20}{name:<15}{''.join(f'{cell:>10}' for cell in cells)}  {verdict}"
     console.print(line.rstrip(), style=style, highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,32 @@
 """Layers that take the place of torch.nn.Linear."""
 
-from surm_kernels.nn.layers import BlockCirculantLinear, CirculantLinear, SkewCirculantLinear
+from surm_kernels.nn.circulant import BlockCirculantLinear, CirculantLinear, SkewCirculantLinear
+from surm_kernels.nn.displacement import (
+    CauchyLikeLinear,
+    HankelLikeLinear,
+    ToeplitzLikeLinear,
+    VandermondeLikeLinear,
+    VandermondeLinear,
+)
+from surm_kernels.nn.hydra import HydraLinear
+from surm_kernels.nn.product import KroneckerLinear, LowRankLinear
 from surm_kernels.nn.structured_linear import StructuredLinear
+from surm_kernels.nn.toeplitz import HankelLinear, SymmetricToeplitzLinear, ToeplitzLinear
 
-__all__ = ["BlockCirculantLinear", "CirculantLinear", "SkewCirculantLinear", "StructuredLinear"]
+__all__ = [
+    "BlockCirculantLinear",
+    "CauchyLikeLinear",
+    "CirculantLinear",
+    "HankelLikeLinear",
+    "HankelLinear",
+    "HydraLinear",
+    "KroneckerLinear",
+    "LowRankLinear",
+    "SkewCirculantLinear",
+    "StructuredLinear",
+    "SymmetricToeplitzLinear",
+    "ToeplitzLikeLinear",
+    "ToeplitzLinear",
+    "VandermondeLikeLinear",
+    "VandermondeLinear",
+]

@@ -24,7 +24,8 @@ def differentiable(operator: Any, traced: Any, eager: Any) -> Callable[..., Any]
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
-            return traced.apply(*_distinct(arguments))
+            recorded = torch.is_grad_enabled() and _requires_grad(arguments)
+            return traced.apply(*_distinct(arguments)) if recorded else operator(*arguments)
         if _transforms_active():
             return eager.apply(*arguments)
         if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and _requires_grad(arguments)):
@@ -35,7 +36,10 @@ def differentiable(operator: Any, traced: Any, eager: Any) -> Callable[..., Any]
 
 
 def _requires_grad(arguments: tuple[Any, ...]) -> bool:
-    return any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
+    for argument in arguments:  # noqa: SIM110 - a generator would cost more than a small kernel
+        if isinstance(argument, Tensor) and argument.requires_grad:
+            return True
+    return False
 
 
 def _distinct(arguments: tuple[Any, ...]) -> list[Any]:

@@ -2,8 +2,38 @@
 
 from surm_kernels.structures.base import Structure
 from surm_kernels.structures.block_circulant import BlockCirculant
+from surm_kernels.structures.cauchy_like import CauchyLike
 from surm_kernels.structures.circulant import Circulant
 from surm_kernels.structures.circulant_product import CirculantProduct
+from surm_kernels.structures.hankel import Hankel
+from surm_kernels.structures.hankel_like import HankelLike
+from surm_kernels.structures.hydra import Hydra
+from surm_kernels.structures.kronecker import Kronecker
+from surm_kernels.structures.low_rank import LowRank
 from surm_kernels.structures.skew_circulant import SkewCirculant
+from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
+from surm_kernels.structures.toeplitz import Toeplitz
+from surm_kernels.structures.toeplitz_like import ToeplitzLike
+from surm_kernels.structures.toeplitz_product import ToeplitzProduct
+from surm_kernels.structures.vandermonde import Vandermonde
+from surm_kernels.structures.vandermonde_like import VandermondeLike
 
-__all__ = ["BlockCirculant", "Circulant", "CirculantProduct", "SkewCirculant", "Structure"]
+__all__ = [
+    "BlockCirculant",
+    "CauchyLike",
+    "Circulant",
+    "CirculantProduct",
+    "Hankel",
+    "HankelLike",
+    "Hydra",
+    "Kronecker",
+    "LowRank",
+    "SkewCirculant",
+    "Structure",
+    "SymmetricToeplitz",
+    "Toeplitz",
+    "ToeplitzLike",
+    "ToeplitzProduct",
+    "Vandermonde",
+    "VandermondeLike",
+]

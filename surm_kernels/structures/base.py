@@ -78,6 +78,45 @@ class Structure(ABC):
             raise ValueError(f"weight must have shape {wanted}, got {tuple(weight.shape)}")
 
 
+def require_blocks(block_size: int | None, in_features: int, out_features: int) -> None:
+    """None, or a size that divides both numbers of features."""
+    if block_size is None:
+        return
+    _checks.require_size("block_size", block_size)
+    if in_features % block_size or out_features % block_size:
+        raise ValueError(
+            f"block_size must divide in_features and out_features, "
+            f"got {block_size} for {in_features} and {out_features}"
+        )
+
+
+def bilinear_bound(terms: float) -> float:
+    """The bound of uniform g and h for which an output, a sum of `terms` products g h x, varies as in torch.nn.Linear.
+
+    x of variance 1 gives the output the variance terms (bound^2 / 3)^2, which is to be 1/3.
+    """
+    return (3 / terms) ** 0.25
+
+
+def tied_means(dense: Callable[[Tensor], Tensor], size: Sequence[int], weight: Tensor) -> Tensor:
+    """The parameter whose matrix is nearest to weight, where each entry of the matrix is one value of the parameter.
+
+    A value becomes the mean over the entries it fills, 0 where there is none: the adjoint of `dense`, applied to the
+    weight for the sums and to ones for their lengths.
+    """
+    inside = weight.to(torch.promote_types(weight.dtype, torch.float32))  # so that 16-bit means are rounded once
+    adjoint = torch.func.vjp(dense, inside.new_zeros(size))[1]
+    (sums,), (entries,) = adjoint(inside), adjoint(torch.ones_like(inside))
+    return (sums / entries.clamp(min=1)).to(weight.dtype)
+
+
+def check_tokens(x: Tensor, in_features: int) -> None:
+    """Refuses all but a floating tensor of shape (..., in_features)."""
+    _checks.require_floating("x", x)
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
+
+
 def top_left_linear(
     product: Callable[[Tensor, Tensor | None], Tensor],
     x: Tensor,
@@ -91,9 +130,7 @@ def top_left_linear(
     """
     if in_features == out_features:
         return product(x, base)
-    _checks.require_floating("x", x)
-    if x.dim() == 0 or x.shape[-1] != in_features:
-        raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
+    check_tokens(x, in_features)
     size = max(in_features, out_features)
     if base is not None and out_features < size:
         _checks.require_floating("base", base)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
-from surm_kernels import _checks, dense, functional
+from surm_kernels import dense, functional
 from surm_kernels.ops import krylov as _ops
-from surm_kernels.structures.base import Structure, top_left_linear
+from surm_kernels.structures.base import Structure, require_blocks, top_left_linear
 
 
 class KrylovStructure(Structure):
@@ -26,13 +26,7 @@ class KrylovStructure(Structure):
 
     def __init__(self, in_features: int, out_features: int, block_size: int | None = None) -> None:
         super().__init__(in_features, out_features)
-        if block_size is not None:
-            _checks.require_size("block_size", block_size)
-            if in_features % block_size or out_features % block_size:
-                raise ValueError(
-                    f"block_size must divide in_features and out_features, "
-                    f"got {block_size} for {in_features} and {out_features}"
-                )
+        require_blocks(block_size, in_features, out_features)
         self.block_size = block_size
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

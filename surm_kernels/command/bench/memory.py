@@ -2,8 +2,8 @@
 
 What lasts counts as well: tables and scratch memory that a first call sets up are part of the growth, since only a
 call of another size went before. Large allocations go back to the system at once (see ENVIRONMENT), so that memory
-freed earlier cannot hide a later use. `python -m surm_kernels.command.bench.memory METHOD FEATURES TOKENS DTYPE
-THREADS` prints megabytes.
+freed earlier cannot hide a later use. `python -m surm_kernels.command.bench.memory CASE METHOD IN_FEATURES
+OUT_FEATURES TOKENS DTYPE THREADS` prints megabytes.
 """
 
 import os
@@ -11,23 +11,23 @@ import subprocess
 import sys
 
 import torch
-from torch import Tensor
 
-from surm_kernels.command.bench.cases import MEMORY_METHODS, Point
-from surm_kernels.command.bench.methods import Method
+from surm_kernels.command.bench.case import Case, MemoryCase, Method, Point
+from surm_kernels.command.bench.cases import MEMORY_CASES
+from surm_kernels.command.bench.workload import inputs, method_call
 from surm_kernels.command.peak_memory import PeakMemory
 from surm_kernels.command.usage import UsageError
 
 #: glibc's malloc, held to mapping every allocation from this size on and unmapping it when it is freed.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 MEGABYTE = 2**20
-TINY = 4
+TINY = Point(4, 4, 4)
 
 
-def extra_megabytes(method: str, point: Point, dtype: torch.dtype, threads: int) -> float | None:
+def extra_megabytes(case: MemoryCase, method: str, point: Point, dtype: torch.dtype, threads: int) -> float | None:
     """The growth of a process of its own; None where the system does not tell."""
-    name = str(dtype).removeprefix("torch.")
-    words = [method, str(point.features), str(point.tokens), name, str(threads)]
+    sizes = map(str, (point.in_features, point.out_features, point.tokens))
+    words = [case.name, method, *sizes, str(dtype).removeprefix("torch."), str(threads)]
     command = [sys.executable, "-m", __name__, *words]
     outcome = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
     if outcome.returncode != 0:
@@ -36,12 +36,13 @@ def extra_megabytes(method: str, point: Point, dtype: torch.dtype, threads: int)
     return None if answer == "unknown" else float(answer)
 
 
-def _measure_here(method: Method, point: Point, dtype: torch.dtype) -> float | None:
-    _pass(method, *_inputs(Point(TINY, TINY), dtype))
-    x, c, g = _inputs(point, dtype)
+def _measure_here(case: Case, method: Method, point: Point, dtype: torch.dtype) -> float | None:
+    method_call(method, TINY, *inputs(case, TINY, dtype))()
+    x, parameters, g = inputs(case, point, dtype)
+    call = method_call(method, point, x, parameters, g)
     x.mul(2)  # starts the threads
     memory = PeakMemory.start()
-    results = _pass(method, x, c, g)
+    results = call()
     growth = memory.growth()
     if growth is None:
         return None
@@ -49,23 +50,14 @@ def _measure_here(method: Method, point: Point, dtype: torch.dtype) -> float | N
     return max(0.0, growth - kept)
 
 
-def _inputs(point: Point, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    x, g = (torch.randn(point.tokens, point.features).to(dtype) for _ in range(2))
-    return x, (torch.randn(point.features) / point.features**0.5).to(dtype), g
-
-
-def _pass(method: Method, x: Tensor, c: Tensor, g: Tensor) -> tuple[Tensor, ...]:
-    leaves = x.requires_grad_(), *(p.requires_grad_() for p in method.parameters(c))
-    y = method.product(x.dtype)(*leaves)
-    return (y.detach(), *torch.autograd.grad(y, leaves, g))
-
-
 def main(words: list[str]) -> None:
     """Measures what the words say and prints it."""
-    name, features, tokens, dtype, threads = words
+    case_name, method_name, in_features, out_features, tokens, dtype, threads = words
     torch.set_num_threads(int(threads))
-    (method,) = (method for method in MEMORY_METHODS if method.name == name)
-    megabytes = _measure_here(method, Point(int(features), int(tokens)), getattr(torch, dtype))
+    (memory_case,) = (one for one in MEMORY_CASES if one.name == case_name)
+    (method,) = (one for one in memory_case.methods if one.name == method_name)
+    point = Point(int(in_features), int(out_features), int(tokens))
+    megabytes = _measure_here(memory_case.case, method, point, getattr(torch, dtype))
     print("unknown" if megabytes is None else megabytes)
 
 

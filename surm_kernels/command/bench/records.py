@@ -8,18 +8,9 @@ from typing import Any
 
 import torch
 
-from surm_kernels.command.bench.cases import (
-    CASES,
-    CLAIMS,
-    MEMORY_CLAIM,
-    MEMORY_POINTS,
-    MEMORY_TITLE,
-    Case,
-    Claim,
-    Point,
-)
+from surm_kernels.command.bench.case import OURS, Case, Claim, MemoryCase, Point
+from surm_kernels.command.bench.families.circulant import CLONE
 from surm_kernels.command.bench.measure import Measurement, Spread
-from surm_kernels.command.bench.methods import CLONE, OURS
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -41,8 +32,7 @@ class Record:
         names = dict.fromkeys([*measurement.deviations, *measurement.samples])
         return {
             "case": self.case.name,
-            "features": self.point.features,
-            "tokens": self.point.tokens,
+            **vars(self.point),
             "dtype": name_of(self.dtype),
             "threads": self.threads,
             "refused": measurement.refused,
@@ -70,6 +60,7 @@ def _number(value: float) -> float | None:
 class MemoryRecord:
     """Megabytes of one forward and backward pass beyond input, output and gradients, None where it is not known."""
 
+    case: MemoryCase
     method: str
     point: Point
     dtype: torch.dtype
@@ -78,9 +69,9 @@ class MemoryRecord:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "case": self.case.name,
             "method": self.method,
-            "features": self.point.features,
-            "tokens": self.point.tokens,
+            **vars(self.point),
             "dtype": name_of(self.dtype),
             "threads": self.threads,
             "extra_megabytes": self.megabytes,
@@ -112,25 +103,30 @@ def verdicts(records: Sequence[Record], memory: Sequence[MemoryRecord]) -> list[
     """Every claim that something was measured for, for every number of threads."""
     found = []
     for threads in sorted({one.threads for one in records} | {one.threads for one in memory}):
-        for claim in CLAIMS:
-            about = [one for one in records if (one.case.name, one.dtype, one.threads) == (*_key(claim), threads)]
-            measured = [one for one in about if one.measurement.refused or one.measurement.ratio(claim.rival)]
-            if measured:
-                found.append(_speed_verdict(claim, measured))
-        ours = [one for one in memory if one.threads == threads and one.method == OURS and one.megabytes is not None]
-        if ours:
-            found.append(_memory_verdict(ours))
+        for case in dict.fromkeys(one.case for one in records):
+            of_case = [one for one in records if one.case == case and one.threads == threads]
+            found += [_speed_verdict(claim, of_claim) for claim in case.claims if (of_claim := _about(claim, of_case))]
+        for memory_case in dict.fromkeys(one.case for one in memory):
+            verdict = _memory_verdict([one for one in memory if one.case == memory_case and one.threads == threads])
+            found += [verdict] if verdict else []
     return found
 
 
-def _key(claim: Claim) -> tuple[str, torch.dtype]:
-    return claim.case, claim.dtype
+def _about(claim: Claim, records: Iterable[Record]) -> list[Record]:
+    """The records that say something about a claim."""
+    return [
+        one
+        for one in records
+        if one.dtype == claim.dtype
+        and claim.about(one.point)
+        and (one.measurement.refused or one.measurement.ratio(claim.rival))
+    ]
 
 
 def _speed_verdict(claim: Claim, records: Sequence[Record]) -> Verdict:
     case, threads = records[0].case, records[0].threads
     title = f"{case.title}, {name_of(claim.dtype)}"
-    sizes = f"{len(records)} of {len(case.points)}"
+    sizes = f"{len(records)} of {sum(map(claim.about, case.points))}"
     if any(one.measurement.refused for one in records):
         return Verdict(title, claim.rival, threads, _wanted(claim), "×", None, None, sizes, None)
     ratios = [ratio.median for one in records if (ratio := one.measurement.ratio(claim.rival))]
@@ -142,17 +138,28 @@ def _speed_verdict(claim: Claim, records: Sequence[Record]) -> Verdict:
 def _wanted(claim: Claim) -> str:
     aim = "aim: " if claim.rival == CLONE else ""
     if claim.median == claim.everywhere:
-        return f"{aim}≥ {claim.median:g}×"
-    return f"{aim}≥ {claim.median:g}×, nowhere under {claim.everywhere:g}×"
+        return f"{aim}≥ {claim.median:.3g}×"
+    return f"{aim}≥ {claim.median:.3g}×, nowhere under {claim.everywhere:.3g}×"
 
 
-def _memory_verdict(records: Sequence[MemoryRecord]) -> Verdict:
-    threads = records[0].threads
-    megabytes = [one.megabytes / threads for one in records if one.megabytes is not None]
-    median, most = statistics.median(megabytes), max(megabytes)
-    wanted = f"≤ {MEMORY_CLAIM:g} MB a thread"
-    sizes = f"{len(records)} of {len(MEMORY_POINTS)}"
-    return Verdict(MEMORY_TITLE, "", threads, wanted, " MB", median, most, sizes, most <= MEMORY_CLAIM)
+def _memory_verdict(records: Sequence[MemoryRecord]) -> Verdict | None:
+    """The claim of a case beside its records at one number of threads; None where they do not say enough."""
+    known = {(one.method, one.point): one.megabytes for one in records if one.megabytes is not None}
+    at = [point for method, point in known if method == OURS]
+    if not at:
+        return None
+    case, threads = records[0].case, records[0].threads
+    claim, sizes = case.claim, f"{len(at)} of {len(case.points)}"
+    if claim.rival is None:
+        wanted, unit = f"≤ {claim.limit:.3g} MB a thread", " MB"
+        found = [known[OURS, point] / threads for point in at]
+    else:
+        wanted, unit = f"≤ {claim.limit:.3g}× the rival's", "×"
+        found = [known[OURS, point] / rival for point in at if (rival := known.get((claim.rival, point)))]
+        if len(found) < len(at):
+            return None
+    median, most = statistics.median(found), max(found)
+    return Verdict(case.title, claim.rival or "", threads, wanted, unit, median, most, sizes, most <= claim.limit)
 
 
 @dataclass(frozen=True)
@@ -166,12 +173,10 @@ class Grid:
 
 def speed_grids(records: Iterable[Record]) -> list[Grid]:
     """A table for each case, type and number of threads: times, and the rivals' as multiples of ours."""
-    groups: dict[tuple[str, torch.dtype, int], list[Record]] = {}
+    groups: dict[tuple[int, str, torch.dtype], list[Record]] = {}
     for record in records:
-        groups.setdefault((record.case.name, record.dtype, record.threads), []).append(record)
-    order = [case.name for case in CASES]
-    keys = sorted(groups, key=lambda key: (key[2], order.index(key[0]) if key[0] in order else 0))
-    return [_speed_grid(groups[key]) for key in keys]
+        groups.setdefault((record.threads, record.case.name, record.dtype), []).append(record)
+    return [_speed_grid(group) for group in groups.values()]
 
 
 def _speed_grid(records: Sequence[Record]) -> Grid:
@@ -179,7 +184,8 @@ def _speed_grid(records: Sequence[Record]) -> Grid:
     names = list(dict.fromkeys(name for one in records for name in _names(one.measurement)))
     title = f"{first.case.title}, {name_of(first.dtype)}, {threads_text(first.threads)}"
     rows = [((str(one.point),), *(_cell(one.measurement, name) for name in names)) for one in records]
-    return Grid(title, ("features × tokens", *names), rows)
+    sizes = "features × tokens" if first.point.tokens else "rows × columns"
+    return Grid(title, (sizes, *names), rows)
 
 
 def _names(measurement: Measurement) -> Iterable[str]:
@@ -221,7 +227,15 @@ def threads_text(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
-def memory_grid(records: Sequence[MemoryRecord]) -> Grid:
+def memory_grids(records: Iterable[MemoryRecord]) -> list[Grid]:
+    """A table for each case: megabytes of every method."""
+    groups: dict[str, list[MemoryRecord]] = {}
+    for record in records:
+        groups.setdefault(record.case.name, []).append(record)
+    return [_memory_grid(group) for group in groups.values()]
+
+
+def _memory_grid(records: Sequence[MemoryRecord]) -> Grid:
     methods = list(dict.fromkeys(one.method for one in records))
     places = list(dict.fromkeys((one.point, one.threads, one.dtype) for one in records))
     values = {(one.method, one.point, one.threads, one.dtype): one.megabytes for one in records}
@@ -231,7 +245,8 @@ def memory_grid(records: Sequence[MemoryRecord]) -> Grid:
         found = [values.get((method, *place)) for method in methods]
         cells = [("unknown" if value is None else f"{value:.1f} MB",) for value in found]
         rows.append(((f"{point}, {name_of(dtype)}, {threads_text(threads)}",), *cells))
-    return Grid(f"{MEMORY_TITLE} beyond input, output and gradients", ("features × tokens", *methods), rows)
+    title = f"{records[0].case.title}, beyond input, output and gradients"
+    return Grid(title, ("features × tokens", *methods), rows)
 
 
 def verdict_grid(found: Sequence[Verdict]) -> Grid:

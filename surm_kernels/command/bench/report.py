@@ -14,7 +14,7 @@ from surm_kernels.command.bench.records import (
     Grid,
     MemoryRecord,
     Record,
-    memory_grid,
+    memory_grids,
     speed_grids,
     verdict_grid,
     verdicts,
@@ -26,8 +26,10 @@ rotating order. A time is the median over the repeats, with quartiles in bracket
 ours, taken within each repeat, median and quartiles again. Both sides use the same threads, allocate their results
 anew, and in forward + backward give the gradients of the input and of every parameter. torch.fft and PEFT C3A do not
 know bfloat16 and take it through float32. LoRA and dense weights train other parameters, so their gradients are not
-compared. PEFT C3A's input gradient is wrong for blocks larger than 2, so only its output and kernel gradient are
-compared. Memory is what one pass adds to the peak of a fresh process, beyond its input, output and gradients."""
+compared; a circulant product beside a Toeplitz product is another map of the same size. Index tables of a rival are
+ready before the clock runs. PEFT C3A's input gradient is wrong for blocks larger than 2, so only its output and kernel
+gradient are compared. Memory is what one pass adds to the peak of a fresh process, beyond its input, output and
+gradients."""
 
 
 @dataclass
@@ -89,8 +91,7 @@ def grids(session: Session) -> list[Grid]:
     """Every table of a session, the claims first."""
     found = verdicts(session.records, session.memory)
     tables = [verdict_grid(found)] if found else []
-    tables += speed_grids(session.records)
-    return tables + ([memory_grid(session.memory)] if session.memory else [])
+    return tables + speed_grids(session.records) + memory_grids(session.memory)
 
 
 def page(session: Session) -> str:

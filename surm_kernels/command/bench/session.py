@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from surm_kernels.command import machine
 from surm_kernels.command.bench import cases, memory, report
-from surm_kernels.command.bench.cases import Case, Point
+from surm_kernels.command.bench.case import BOTH, OURS, Case, MemoryCase, Method, Point
 from surm_kernels.command.bench.measure import FULL, QUICK, measure
-from surm_kernels.command.bench.methods import OURS, Method
 from surm_kernels.command.bench.records import MemoryRecord, Record, name_of, threads_text
 from surm_kernels.command.bench.report import Session
+from surm_kernels.command.bench.workload import workload
 from surm_kernels.command.usage import UsageError, check_writable, select
 
 WIDTH_OF_A_FILE = 150  # where the output is no terminal
@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _names() -> dict[str, str]:
-    return {case.name: case.title for case in cases.CASES} | {cases.MEMORY_NAME: cases.MEMORY_TITLE}
+    every: tuple[Case | MemoryCase, ...] = (*cases.CASES, *cases.MEMORY_CASES)
+    return {case.name: case.title for case in every}
 
 
 def _plan(arguments: argparse.Namespace, session: Session) -> list[Step]:
@@ -62,8 +63,8 @@ def _plan(arguments: argparse.Namespace, session: Session) -> list[Step]:
     for threads in dict.fromkeys(arguments.threads or [torch.get_num_threads()]):
         for case in (case for case in cases.CASES if case.name in chosen):
             steps += _speed_steps(_quick(case) if arguments.quick else case, dtypes, threads, session)
-        if cases.MEMORY_NAME in chosen and torch.float32 in dtypes:
-            steps += _memory_steps(threads, session)
+        for memory_case in (case for case in cases.MEMORY_CASES if case.name in chosen and torch.float32 in dtypes):
+            steps += _memory_steps(memory_case, threads, session)
     if not steps:
         raise UsageError(f"--dtype: {', '.join(chosen)} is not measured in {', '.join(arguments.dtype)}")
     return steps
@@ -87,21 +88,21 @@ def _speed_steps(case: Case, dtypes: list[torch.dtype], threads: int, session: S
     ]
 
 
-def _memory_steps(threads: int, session: Session) -> list[Step]:
+def _memory_steps(case: MemoryCase, threads: int, session: Session) -> list[Step]:
     return [
         Step(
-            f"memory, {method.name}, {point}, {threads_text(threads)}",
-            partial(_measure_memory, method, point, threads, session),
+            f"{case.title}, {method.name}, {point}, {threads_text(threads)}",
+            partial(_measure_memory, case, method, point, threads, session),
         )
-        for point in (cases.MEMORY_QUICK if session.quick else cases.MEMORY_POINTS)
-        for method in cases.MEMORY_METHODS
+        for point in (case.quick if session.quick else case.points)
+        for method in case.methods
     ]
 
 
 def _measure_speed(case: Case, point: Point, dtype: torch.dtype, threads: int, session: Session) -> None:
     torch.set_num_threads(threads)
-    workload = cases.workload(case, point, dtype, session.note)
-    measurement = measure(workload, QUICK if session.quick else FULL)
+    made = workload(case, point, dtype, session.note)
+    measurement = measure(made, QUICK if session.quick else FULL)
     session.records.append(Record(case, point, dtype, threads, measurement))
     for name, deviation in measurement.deviations.items():
         if not deviation.ok:
@@ -111,11 +112,11 @@ def _measure_speed(case: Case, point: Point, dtype: torch.dtype, threads: int, s
             session.note(f"{name} is wrong at {where} ({found}): {result}")
 
 
-def _measure_memory(method: Method, point: Point, threads: int, session: Session) -> None:
-    megabytes = memory.extra_megabytes(method.name, point, torch.float32, threads)
+def _measure_memory(case: MemoryCase, method: Method, point: Point, threads: int, session: Session) -> None:
+    megabytes = memory.extra_megabytes(case, method.name, point, torch.float32, threads)
     if megabytes is None:
         session.note("this system does not tell the peak memory of a part of a process")
-    session.memory.append(MemoryRecord(method.name, point, torch.float32, threads, megabytes))
+    session.memory.append(MemoryRecord(case, method.name, point, torch.float32, threads, megabytes))
 
 
 @contextmanager
@@ -175,6 +176,6 @@ def _command(arguments: argparse.Namespace) -> str:
     for option in ("only", "threads"):
         values = getattr(arguments, option)
         words += [f"--{option}", *map(str, values)] if values else []
-    if set(arguments.dtype) != {name_of(dtype) for dtype in cases.BOTH}:
+    if set(arguments.dtype) != {name_of(dtype) for dtype in BOTH}:
         words += ["--dtype", *arguments.dtype]
     return " ".join(words)

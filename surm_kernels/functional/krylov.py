@@ -1,20 +1,11 @@
-"""Structured products in the style of torch.nn.functional: `base + scale * x @ W.T` over the last dimension of x.
-
-They share these rules. x has any leading shape, (n,) included; the output has the same leading shape. Tensors are
-float64, float32, bfloat16 or float16 on one device; different types promote as in torch, and autocast applies to all
-but float64. 16-bit products are computed in float32 and rounded once, base included. base has the output's shape or
-is broadcastable to it, such as a bias of shape (m,). A row of x that is not finite gives NaN in that row only.
-
-They raise a TypeError for an argument that is no tensor of those types (no real number for scale and f), and a
-ValueError for a shape, value or device that does not fit.
-"""
+"""Products with f-circulant matrices and grids of them: circulant, skew-circulant, block circulant, any real f."""
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from surm_kernels import _checks
+from surm_kernels.functional._product import Wide, product
 from surm_kernels.ops import krylov as _ops
 
 
@@ -34,9 +25,8 @@ def circulant_linear(x: Tensor, c: Tensor, *, base: Tensor | None = None, scale:
 
     Equivalent to `F.linear(x, scale * dense.circulant(c), bias=base)`.
     """
-    _checks.require_floating("c", c)
-    _checks.require_dimensions("c", c, (1,), "(n,)")
-    return _product(x, "c", c, _CIRCULANT, base, scale)
+    _checks.require_vector("c", c, "(n,)")
+    return _krylov(x, "c", c, _CIRCULANT, base, scale)
 
 
 def skew_circulant_linear(x: Tensor, s: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -55,9 +45,8 @@ def skew_circulant_linear(x: Tensor, s: Tensor, *, base: Tensor | None = None, s
 
     Equivalent to `F.linear(x, scale * dense.skew_circulant(s), bias=base)`.
     """
-    _checks.require_floating("s", s)
-    _checks.require_dimensions("s", s, (1,), "(n,)")
-    return _product(x, "s", s, _SKEW_CIRCULANT, base, scale)
+    _checks.require_vector("s", s, "(n,)")
+    return _krylov(x, "s", s, _SKEW_CIRCULANT, base, scale)
 
 
 def block_circulant_linear(x: Tensor, c: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -78,7 +67,7 @@ def block_circulant_linear(x: Tensor, c: Tensor, *, base: Tensor | None = None, 
     """
     _checks.require_floating("c", c)
     _checks.require_dimensions("c", c, (3,), "(M, K, b)")
-    return _product(x, "c", c, _CIRCULANT, base, scale)
+    return _krylov(x, "c", c, _CIRCULANT, base, scale)
 
 
 def krylov_linear(x: Tensor, v: Tensor, f: float, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -103,10 +92,10 @@ def krylov_linear(x: Tensor, v: Tensor, f: float, *, base: Tensor | None = None,
     _checks.require_dimensions("v", v, (1, 3), "(n,) or (M, K, b)")
     _checks.require_finite("f", f)
     if f == 1:
-        return _product(x, "v", v, _CIRCULANT, base, scale)
+        return _krylov(x, "v", v, _CIRCULANT, base, scale)
     if f == -1:
-        return _product(x, "v", v, _SKEW_CIRCULANT, base, scale)
-    return _product(x, "v", v, ((1, (1 + f) / 2), (-1, (1 - f) / 2)), base, scale)
+        return _krylov(x, "v", v, _SKEW_CIRCULANT, base, scale)
+    return _krylov(x, "v", v, ((1, (1 + f) / 2), (-1, (1 - f) / 2)), base, scale)
 
 
 # A matrix is a sum of terms (sign, weight), weight * Z_sign(v).
@@ -114,37 +103,19 @@ _CIRCULANT = ((1, 1.0),)
 _SKEW_CIRCULANT = ((-1, 1.0),)
 
 
-def _product(
+def _krylov(
     x: Tensor, name: str, v: Tensor, terms: tuple[tuple[int, float], ...], base: Tensor | None, scale: float
 ) -> Tensor:
     """`base + scale * x @ W.T` for W the sum of the terms; v, called `name` by the user, is checked already."""
-    _checks.require_floating("x", x)
-    _checks.require_number("scale", scale)
-    _checks.require_same_device(x, name, v)
-    if v.dim() == 1:
-        blocks = v.view(1, 1, 1, -1)
-        features = outputs = v.shape[0]
-    else:
-        blocks = v.unsqueeze(0)
-        features, outputs = v.shape[1] * v.shape[2], v.shape[0] * v.shape[2]
-    _checks.require_features(x, features, name, v)
-    rows = x.reshape(1, -1, features)
-    leading = x.shape[:-1]
-    if base is not None:
-        _checks.require_floating("base", base)
-        _checks.require_same_device(x, "base", base)
-        base = _checks.broadcast_base(base, (*leading, outputs)).reshape(1, -1, outputs)
 
-    result = _checks.common_dtype(x, v, base)
-    # Several terms meet in float32 at least, so that 16-bit answers are rounded once.
-    inside = result if len(terms) == 1 else torch.promote_types(result, torch.float32)
-    rows, blocks = _cast(rows, inside), _cast(blocks, inside)
-    y: Any = None if base is None else _cast(base, inside)
-    for sign, weight in terms:
-        y = _ops.krylov(rows, blocks, y, sign, scale * weight, False)
-    return _cast(y, result).view(*leading, outputs)
+    def operator(rows: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        blocks = v.view(1, 1, 1, -1) if v.dim() == 1 else v.unsqueeze(0)
+        y: Any = base
+        for sign, weight in terms:
+            y = _ops.krylov(rows, blocks, y, sign, scale * weight, False)
+        return y
 
-
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """t in the dtype; a call of `to` costs a microsecond even where there is nothing to do."""
-    return t if t.dtype is dtype else t.to(dtype)
+    block = v.shape[-1]
+    outputs, features = (block, block) if v.dim() == 1 else (v.shape[0] * block, v.shape[1] * block)
+    wide: Wide = "everything" if len(terms) > 1 else "nothing"
+    return product(operator, x, {name: v}, features, outputs, base, scale, wide)

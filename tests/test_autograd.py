@@ -1,8 +1,9 @@
-"""Derivatives of the krylov operators of every kind and order, and all the ways torch transforms a program."""
+"""Derivatives of every operator of every kind and order, and all the ways torch transforms a program."""
 
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,40 +16,204 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from surm_kernels import dense, functional, nn
+from surm_kernels.ops.kronecker import (
+    kronecker,
+    kronecker_backward,
+    kronecker_pullback_left,
+    kronecker_pullback_right,
+)
 from surm_kernels.ops.krylov import krylov, krylov_backward, krylov_dense, krylov_dense_adjoint, krylov_pullback
+from surm_kernels.ops.ldr import ldr, ldr_backward, ldr_pullback_left, ldr_pullback_right
+from surm_kernels.ops.toeplitz import (
+    toeplitz,
+    toeplitz_backward,
+    toeplitz_dense,
+    toeplitz_dense_adjoint,
+    toeplitz_pullback,
+)
 
-GROUPS, TOKENS, OUTPUTS, INPUTS, BLOCK = 2, 2, 2, 1, 3
-SHAPES = {
-    "v": (GROUPS, OUTPUTS, INPUTS, BLOCK),
-    "x": (GROUPS, TOKENS, INPUTS * BLOCK),
-    "g": (GROUPS, TOKENS, OUTPUTS * BLOCK),
-    "w": (GROUPS, OUTPUTS * BLOCK, INPUTS * BLOCK),
+Shapes = dict[str, tuple[int, ...]]
+
+
+class KrylovSizes(NamedTuple):
+    groups: int
+    tokens: int
+    outputs: int
+    inputs: int
+    block: int
+
+    def shapes(self) -> Shapes:
+        groups, tokens, outputs, inputs, block = self
+        return {
+            "v": (groups, outputs, inputs, block),
+            "x": (groups, tokens, inputs * block),
+            "g": (groups, tokens, outputs * block),
+            "w": (groups, outputs * block, inputs * block),
+        }
+
+
+class ToeplitzSizes(NamedTuple):
+    groups: int
+    tokens: int
+    out_blocks: int
+    in_blocks: int
+    rows: int
+    columns: int
+
+    def shapes(self) -> Shapes:
+        groups, tokens, out_blocks, in_blocks, rows, columns = self
+        return {
+            "t": (groups, out_blocks, in_blocks, rows + columns - 1),
+            "x": (groups, tokens, in_blocks * columns),
+            "g": (groups, tokens, out_blocks * rows),
+            "w": (groups, out_blocks * rows, in_blocks * columns),
+        }
+
+
+class LdrSizes(NamedTuple):
+    groups: int
+    tokens: int
+    rank: int
+    size: int
+    outputs: int
+    inputs: int
+
+    def shapes(self) -> Shapes:
+        return {
+            "l": (self.groups, self.rank, self.size),
+            "r": (self.groups, self.rank, self.size),
+            "x": (self.groups, self.tokens, self.inputs),
+            "g": (self.groups, self.tokens, self.outputs),
+        }
+
+
+class KroneckerSizes(NamedTuple):
+    groups: int
+    tokens: int
+    p: int
+    q: int
+    r: int
+    s: int
+
+    def shapes(self) -> Shapes:
+        groups, tokens, p, q, r, s = self
+        return {"a": (groups, p, q), "b": (groups, r, s), "x": (groups, tokens, q * s), "g": (groups, tokens, p * r)}
+
+
+SIZES: dict[str, Any] = {
+    "krylov": KrylovSizes(groups=2, tokens=2, outputs=2, inputs=1, block=3),
+    "toeplitz": ToeplitzSizes(groups=2, tokens=2, out_blocks=1, in_blocks=2, rows=3, columns=2),
+    "ldr": LdrSizes(groups=2, tokens=2, rank=2, size=3, outputs=2, inputs=3),
+    "kronecker": KroneckerSizes(groups=2, tokens=2, p=2, q=1, r=2, s=3),
+}
+# Neither 0 nor 1, which torch.compile takes as constants, and no two sizes alike.
+COMPILED_SIZES: dict[str, list[Any]] = {
+    "krylov": [KrylovSizes(2, 3, 4, 5, 7), KrylovSizes(3, 5, 2, 4, 6)],
+    "toeplitz": [ToeplitzSizes(2, 3, 4, 5, 7, 9), ToeplitzSizes(3, 5, 2, 4, 6, 10)],
+    "ldr": [LdrSizes(2, 3, 4, 9, 7, 8), LdrSizes(3, 5, 2, 11, 10, 6)],
+    "kronecker": [KroneckerSizes(2, 3, 4, 5, 7, 9), KroneckerSizes(3, 5, 2, 4, 6, 10)],
 }
 
-# Every operator as a function of tensors alone, with the tensors it takes.
+# Every operator as a function of its primitive's sizes and of tensors, with the tensors it takes.
 OPERATORS: dict[str, tuple[Callable, str]] = {
-    "krylov": (lambda x, v, base: krylov(x, v, base, 1, 0.7, False), "xvg"),
-    "krylov without base": (lambda x, v: krylov(x, v, None, 1, 0.7, False), "xv"),
-    "krylov, skew": (lambda x, v, base: krylov(x, v, base, -1, 0.7, False), "xvg"),
-    "krylov, transposed": (lambda g, v, base: krylov(g, v, base, 1, 0.7, True), "gvx"),
-    "krylov, skew, transposed": (lambda g, v, base: krylov(g, v, base, -1, 0.7, True), "gvx"),
-    "pullback": (lambda g, x: krylov_pullback(g, x, BLOCK, 1, 0.7), "gx"),
-    "pullback, skew": (lambda g, x: krylov_pullback(g, x, BLOCK, -1, 0.7), "gx"),
-    "backward": (lambda g, x, v: krylov_backward(g, x, v, 1, 0.7, False), "gxv"),
-    "backward, skew": (lambda g, x, v: krylov_backward(g, x, v, -1, 0.7, False), "gxv"),
-    "backward, transposed": (lambda x, g, v: krylov_backward(x, g, v, 1, 0.7, True), "xgv"),
-    "backward, skew, transposed": (lambda x, g, v: krylov_backward(x, g, v, -1, 0.7, True), "xgv"),
-    "dense": (lambda v: krylov_dense(v, 1), "v"),
-    "dense, skew": (lambda v: krylov_dense(v, -1), "v"),
-    "dense adjoint": (lambda w: krylov_dense_adjoint(w, BLOCK, 1), "w"),
-    "dense adjoint, skew": (lambda w: krylov_dense_adjoint(w, BLOCK, -1), "w"),
+    "krylov": (lambda _, x, v, base: krylov(x, v, base, 1, 0.7, False), "xvg"),
+    "krylov without base": (lambda _, x, v: krylov(x, v, None, 1, 0.7, False), "xv"),
+    "krylov, skew": (lambda _, x, v, base: krylov(x, v, base, -1, 0.7, False), "xvg"),
+    "krylov, transposed": (lambda _, g, v, base: krylov(g, v, base, 1, 0.7, True), "gvx"),
+    "krylov, skew, transposed": (lambda _, g, v, base: krylov(g, v, base, -1, 0.7, True), "gvx"),
+    "krylov pullback": (lambda sizes, g, x: krylov_pullback(g, x, sizes.block, 1, 0.7), "gx"),
+    "krylov pullback, skew": (lambda sizes, g, x: krylov_pullback(g, x, sizes.block, -1, 0.7), "gx"),
+    "krylov backward": (lambda _, g, x, v: krylov_backward(g, x, v, 1, 0.7, False), "gxv"),
+    "krylov backward, skew": (lambda _, g, x, v: krylov_backward(g, x, v, -1, 0.7, False), "gxv"),
+    "krylov backward, transposed": (lambda _, x, g, v: krylov_backward(x, g, v, 1, 0.7, True), "xgv"),
+    "krylov backward, skew, transposed": (lambda _, x, g, v: krylov_backward(x, g, v, -1, 0.7, True), "xgv"),
+    "krylov dense": (lambda _, v: krylov_dense(v, 1), "v"),
+    "krylov dense, skew": (lambda _, v: krylov_dense(v, -1), "v"),
+    "krylov dense adjoint": (lambda sizes, w: krylov_dense_adjoint(w, sizes.block, 1), "w"),
+    "krylov dense adjoint, skew": (lambda sizes, w: krylov_dense_adjoint(w, sizes.block, -1), "w"),
+    "toeplitz": (lambda sizes, x, t, base: toeplitz(x, t, base, sizes.columns, 0.7, False, False), "xtg"),
+    "toeplitz without base": (lambda sizes, x, t: toeplitz(x, t, None, sizes.columns, 0.7, False, False), "xt"),
+    "toeplitz, reflected": (lambda sizes, x, t, base: toeplitz(x, t, base, sizes.columns, 0.7, False, True), "xtg"),
+    "toeplitz, transposed": (lambda sizes, g, t, base: toeplitz(g, t, base, sizes.columns, 0.7, True, False), "gtx"),
+    "toeplitz, reflected, transposed": (
+        lambda sizes, g, t, base: toeplitz(g, t, base, sizes.columns, 0.7, True, True),
+        "gtx",
+    ),
+    "toeplitz pullback": (
+        lambda sizes, g, x: toeplitz_pullback(g, x, sizes.rows, sizes.columns, 0.7, False),
+        "gx",
+    ),
+    "toeplitz pullback, reflected": (
+        lambda sizes, g, x: toeplitz_pullback(g, x, sizes.rows, sizes.columns, 0.7, True),
+        "gx",
+    ),
+    "toeplitz backward": (lambda sizes, g, x, t: toeplitz_backward(g, x, t, sizes.columns, 0.7, False), "gxt"),
+    "toeplitz backward, reflected": (
+        lambda sizes, g, x, t: toeplitz_backward(g, x, t, sizes.columns, 0.7, True),
+        "gxt",
+    ),
+    "toeplitz dense": (lambda sizes, t: toeplitz_dense(t, sizes.columns, False), "t"),
+    "toeplitz dense, reflected": (lambda sizes, t: toeplitz_dense(t, sizes.columns, True), "t"),
+    "toeplitz dense adjoint": (lambda sizes, w: toeplitz_dense_adjoint(w, sizes.rows, sizes.columns, False), "w"),
+    "toeplitz dense adjoint, reflected": (
+        lambda sizes, w: toeplitz_dense_adjoint(w, sizes.rows, sizes.columns, True),
+        "w",
+    ),
+    "ldr": (lambda sizes, x, left, right, base: ldr(x, left, right, base, sizes.outputs, 0.7, False, False), "xlrg"),
+    "ldr without base": (
+        lambda sizes, x, left, right: ldr(x, left, right, None, sizes.outputs, 0.7, False, False),
+        "xlr",
+    ),
+    "ldr, reflected": (
+        lambda sizes, x, left, right, base: ldr(x, left, right, base, sizes.outputs, 0.7, False, True),
+        "xlrg",
+    ),
+    "ldr, transposed": (
+        lambda sizes, g, left, right, base: ldr(g, left, right, base, sizes.inputs, 0.7, True, False),
+        "glrx",
+    ),
+    "ldr, reflected, transposed": (
+        lambda sizes, g, left, right, base: ldr(g, left, right, base, sizes.inputs, 0.7, True, True),
+        "glrx",
+    ),
+    "ldr pullback left": (lambda _, g, x, right: ldr_pullback_left(g, x, right, 0.7, False), "gxr"),
+    "ldr pullback left, reflected": (lambda _, g, x, right: ldr_pullback_left(g, x, right, 0.7, True), "gxr"),
+    "ldr pullback right": (lambda _, g, x, left: ldr_pullback_right(g, x, left, 0.7, False), "gxl"),
+    "ldr pullback right, reflected": (lambda _, g, x, left: ldr_pullback_right(g, x, left, 0.7, True), "gxl"),
+    "ldr backward": (lambda _, g, x, left, right: ldr_backward(g, x, left, right, 0.7, False), "gxlr"),
+    "ldr backward, reflected": (lambda _, g, x, left, right: ldr_backward(g, x, left, right, 0.7, True), "gxlr"),
+    "kronecker": (lambda _, x, a, b, base: kronecker(x, a, b, base, 0.7, False), "xabg"),
+    "kronecker without base": (lambda _, x, a, b: kronecker(x, a, b, None, 0.7, False), "xab"),
+    "kronecker, transposed": (lambda _, g, a, b, base: kronecker(g, a, b, base, 0.7, True), "gabx"),
+    "kronecker pullback left": (lambda _, g, x, b: kronecker_pullback_left(g, x, b, 0.7), "gxb"),
+    "kronecker pullback right": (lambda _, g, x, a: kronecker_pullback_right(g, x, a, 0.7), "gxa"),
+    "kronecker backward": (lambda _, g, x, a, b: kronecker_backward(g, x, a, b, 0.7), "gxab"),
 }
 operator_cases = pytest.mark.parametrize("name", OPERATORS)
 
 
-def inputs_of(name: str, requires_grad: bool = False, groups: int = GROUPS) -> tuple[Tensor, ...]:
-    shapes = ((groups, *SHAPES[key][1:]) for key in OPERATORS[name][1])
-    return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=requires_grad) for shape in shapes)
+def primitive_of(name: str) -> str:
+    return next(primitive for primitive in SIZES if name.startswith(primitive))
+
+
+def function_of(name: str) -> Callable:
+    """The operator as a function of tensors alone."""
+    return partial(OPERATORS[name][0], SIZES[primitive_of(name)])
+
+
+def shapes_of(name: str, sizes: Any = None) -> list[tuple[int, ...]]:
+    shapes = (sizes or SIZES[primitive_of(name)]).shapes()
+    return [shapes[key] for key in OPERATORS[name][1]]
+
+
+def inputs_of(name: str, requires_grad: bool = False, sizes: Any = None) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.randn(shape, dtype=torch.float64, requires_grad=requires_grad) for shape in shapes_of(name, sizes)
+    )
+
+
+def single_group(name: str) -> Any:
+    return SIZES[primitive_of(name)]._replace(groups=1)
 
 
 def flat(result: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -63,7 +228,7 @@ def close(a: Tensor | tuple[Tensor, ...], b: Tensor | tuple[Tensor, ...]) -> boo
 @operator_cases
 def test_first_derivatives_are_right_in_reverse_forward_and_batched_mode(name: str) -> None:
     assert gradcheck(
-        OPERATORS[name][0],
+        function_of(name),
         inputs_of(name, requires_grad=True),
         check_forward_ad=True,
         check_batched_grad=True,
@@ -73,13 +238,13 @@ def test_first_derivatives_are_right_in_reverse_forward_and_batched_mode(name: s
 
 @operator_cases
 def test_second_derivatives_are_right_in_reverse_and_forward_over_reverse_mode(name: str) -> None:
-    inputs = inputs_of(name, requires_grad=True, groups=1)
-    assert gradgradcheck(OPERATORS[name][0], inputs, check_fwd_over_rev=True)
+    inputs = inputs_of(name, requires_grad=True, sizes=single_group(name))
+    assert gradgradcheck(function_of(name), inputs, check_fwd_over_rev=True)
 
 
 @operator_cases
 def test_derivatives_are_right_when_one_input_alone_asks_for_them(name: str) -> None:
-    function, inputs = OPERATORS[name][0], inputs_of(name, groups=1)
+    function, inputs = function_of(name), inputs_of(name, sizes=single_group(name))
     for position in range(len(inputs)):
         alone = [t.clone().requires_grad_(index == position) for index, t in enumerate(inputs)]
         assert gradcheck(function, alone, check_forward_ad=True)
@@ -88,7 +253,7 @@ def test_derivatives_are_right_when_one_input_alone_asks_for_them(name: str) -> 
 
 @operator_cases
 def test_operators_pass_opcheck(name: str) -> None:
-    function = OPERATORS[name][0]
+    function = function_of(name)
     for requires_grad in (False, True):
         calls = []
         with torch.no_grad(), RecordCalls(calls):
@@ -115,12 +280,12 @@ class RecordCalls(TorchDispatchMode):
 
 @operator_cases
 def test_vmap_over_any_subset_of_inputs_is_a_loop(name: str) -> None:
-    function, keys = OPERATORS[name]
-    for subset in range(1, 2 ** len(keys)):
-        dims = tuple((index + 1) % 4 if subset >> index & 1 else None for index in range(len(keys)))
+    function, shapes = function_of(name), shapes_of(name)
+    for subset in range(1, 2 ** len(shapes)):
+        dims = tuple((index + 1) % 4 if subset >> index & 1 else None for index in range(len(shapes)))
         inputs = [
             torch.randn(shape if dim is None else (*shape[:dim], 5, *shape[dim:]), dtype=torch.float64)
-            for dim, shape in zip(dims, (SHAPES[key] for key in keys), strict=True)
+            for dim, shape in zip(dims, shapes, strict=True)
         ]
         mapped = vmap(function, in_dims=dims)(*inputs)
         for index in range(5):
@@ -131,7 +296,7 @@ def test_vmap_over_any_subset_of_inputs_is_a_loop(name: str) -> None:
 
 @operator_cases
 def test_nested_vmap_is_two_loops(name: str) -> None:
-    function, inputs = OPERATORS[name][0], inputs_of(name)
+    function, inputs = function_of(name), inputs_of(name)
     stacked = [torch.stack([torch.stack([t, 2 * t, 3 * t]), torch.stack([-t, t, t])]) for t in inputs]
     mapped = vmap(vmap(function))(*stacked)
     for i in range(2):
@@ -142,7 +307,7 @@ def test_nested_vmap_is_two_loops(name: str) -> None:
 
 @operator_cases
 def test_vmap_of_grad_gives_the_gradient_of_each_sample(name: str) -> None:
-    function, inputs = OPERATORS[name][0], inputs_of(name)
+    function, inputs = function_of(name), inputs_of(name)
 
     def loss(*tensors: Tensor) -> Tensor:
         return flat(function(*tensors)).square().sum()
@@ -156,7 +321,7 @@ def test_vmap_of_grad_gives_the_gradient_of_each_sample(name: str) -> None:
 
 @operator_cases
 def test_jacobians_of_both_modes_and_hessian_agree(name: str) -> None:
-    function, inputs = OPERATORS[name][0], inputs_of(name)
+    function, inputs = function_of(name), inputs_of(name)
     for position in range(len(inputs)):
 
         def of_one(t: Tensor, position: int = position) -> Tensor:
@@ -172,7 +337,7 @@ def test_jacobians_of_both_modes_and_hessian_agree(name: str) -> None:
 
 @operator_cases
 def test_forward_mode_works_under_no_grad(name: str) -> None:
-    function, inputs = OPERATORS[name][0], inputs_of(name)
+    function, inputs = function_of(name), inputs_of(name)
     tangents = inputs_of(name)
     _, expected = jvp(function, inputs, tangents)
     with torch.no_grad(), forward_ad.dual_level():
@@ -181,45 +346,38 @@ def test_forward_mode_works_under_no_grad(name: str) -> None:
         assert close(tuple(forward_ad.unpack_dual(t).tangent for t in results), flat(expected))
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if "skew" not in name])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+# Signs and reflections take the same way, and are the public functions' part.
+COMPILED = [name for name in OPERATORS if "skew" not in name and "reflected" not in name]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_once_for_all_sizes_without_graph_breaks_and_so_does_its_backward(name: str) -> None:
+    assert_compiles(name, COMPILED_SIZES[primitive_of(name)], dynamic=True, gradients=True)
+
+
+@pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "backward"])
-def test_compiles_without_graph_breaks(name: str, dynamic: bool, gradients: bool) -> None:
+def test_compiles_for_constant_sizes_without_graph_breaks(name: str, gradients: bool) -> None:
+    assert_compiles(name, COMPILED_SIZES[name][:1], dynamic=False, gradients=gradients)
+
+
+def assert_compiles(name: str, all_sizes: list[Any], dynamic: bool, gradients: bool) -> None:
     torch._dynamo.reset()
-    function, keys = OPERATORS_OF_BLOCK[name]
+    function = OPERATORS[name][0]
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(partial(around, function), fullgraph=True, dynamic=dynamic, backend=counter)
-    # Neither 0 nor 1, which torch.compile takes as constants, and no two sizes alike.
-    sizes = [(2, 3, 4, 5, 7), (3, 5, 2, 4, 6)] if dynamic else [(2, 3, 4, 5, 7)]
-    for groups, tokens, outputs, inputs, block in sizes:
-        shapes = {
-            "v": (groups, outputs, inputs, block),
-            "x": (groups, tokens, inputs * block),
-            "g": (groups, tokens, outputs * block),
-            "w": (groups, outputs * block, inputs * block),
-        }
-        tensors = [torch.randn(shapes[key], dtype=torch.float64, requires_grad=gradients) for key in keys]
-        got, wanted = compiled(block, *tensors), around(function, block, *tensors)
+    for sizes in all_sizes:
+        tensors = inputs_of(name, gradients, sizes)
+        got, wanted = compiled(sizes, *tensors), around(function, sizes, *tensors)
         assert close(got, wanted)
         if gradients:
-            got_gradients, wanted_gradients = (torch.autograd.grad(y.square().sum(), tensors) for y in (got, wanted))
-            assert close(got_gradients, wanted_gradients)
+            assert close(*(torch.autograd.grad(y.square().sum(), tensors) for y in (got, wanted)))
     assert counter.frame_count == 1
 
 
-def around(function: Callable, block: int, *tensors: Tensor) -> Tensor:
+def around(function: Callable, sizes: Any, *tensors: Tensor) -> Tensor:
     """The operator between elementwise operations, as in a model."""
-    return flat(function(block, *(t.sin() for t in tensors))).cos()
-
-
-OPERATORS_OF_BLOCK: dict[str, tuple[Callable, str]] = {
-    **{
-        name: (lambda block, *tensors, function=function: function(*tensors), keys)
-        for name, (function, keys) in OPERATORS.items()
-    },
-    "pullback": (lambda block, g, x: krylov_pullback(g, x, block, 1, 0.7), "gx"),
-    "dense adjoint": (lambda block, w: krylov_dense_adjoint(w, block, 1), "w"),
-}
+    return flat(function(sizes, *(t.sin() for t in tensors))).cos()
 
 
 LAYER_CASES = {
@@ -319,7 +477,7 @@ def test_exports_with_a_dynamic_number_of_tokens(case: str) -> None:
 
 @operator_cases
 def test_meta_tensors_have_the_shape_of_real_results(name: str) -> None:
-    function, inputs = OPERATORS[name][0], inputs_of(name)
+    function, inputs = function_of(name), inputs_of(name)
     real, meta = function(*inputs), function(*(t.to("meta") for t in inputs))
     for a, b in zip(*(t if isinstance(t, tuple) else (t,) for t in (real, meta)), strict=True):
         assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)

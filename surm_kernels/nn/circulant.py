@@ -1,4 +1,4 @@
-"""Structured layers, each a structure under the constructor of torch.nn.Linear."""
+"""Layers with circulant weights."""
 
 import torch
 

@@ -1,0 +1,48 @@
+"""HyDRA: a grid of Toeplitz blocks that share one pool, beside the gathered dense matrix."""
+
+import torch
+
+from surm_kernels.command.bench.case import OURS, Case, Claim, Method, Point, Product, point
+from surm_kernels.structures import Hydra
+
+BLOCKS = 4
+GATHER = "gather, then matmul"
+
+
+def structure(point: Point) -> Hydra:
+    """The paper's grid; the pool has two values for every feature, as many as SURM's structures train."""
+    pool = 2 * point.in_features
+    return Hydra(point.in_features, point.out_features, blocks=BLOCKS, kind="toeplitz", pool=pool, seed=0)
+
+
+def _gathered(point: Point) -> Product:
+    """The dense matrix gathered from the pool by a ready index, one for map and blocks together, then one product.
+
+    The matrix of a pool that counts tells which value is at each entry.
+    """
+    made = structure(point)
+    ((values,),) = made.parameter_shapes().values()
+    index = made.dense(torch.arange(values, dtype=torch.float64)).round().long().flatten()
+    shape = (point.out_features, point.in_features)
+    return lambda x, pool: x @ pool.index_select(0, index).view(shape).T
+
+
+HYDRA = Method(OURS, lambda point: structure(point).linear)
+GATHERED = Method(GATHER, _gathered)
+
+SIZES = (point(768, tokens=4096),)
+
+CASES = (
+    Case(
+        "hydra-training",
+        f"HyDRA Toeplitz k = {BLOCKS}, forward + backward",
+        (HYDRA, GATHERED),
+        _gathered,
+        lambda point: tuple(structure(point).parameter_shapes().values()),
+        SIZES,
+        SIZES,
+        (torch.float32,),
+        gradients=True,
+        claims=(Claim(GATHER, 3.0, 3.0),),
+    ),
+)

@@ -1,0 +1,166 @@
+"""Products with matrices generated as they are multiplied: Vandermonde, Vandermonde-like, Cauchy-like.
+
+A kind of matrix is a formula of its parameters, the first of which has one entry a row; they are not multilinear:
+
+    vandermonde (v)              W[i, j] = v[i]^j
+    vandermonde_like (v, G, H)   W[i, j] = v[i] W[i, j - 1] + (G^T H)[i, j]
+    cauchy_like (v, u, G, H)     W[i, j] = (G^T H)[i, j] / (v[i] - u[j])
+
+The operators never hold more than a panel of rows. They serve first derivatives, in eager mode and under
+torch.compile; for derivatives of higher order, in forward mode and under torch.func the product is the plain
+expression `x @ W.T`, which is right but keeps W and what its formula leaves for autograd.
+
+x is (G, T, n) in any floating type; the parameters have its type or, where it has 16 bits, float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from surm_kernels import _checks
+from surm_kernels.ops._differentiable import _distinct, _requires_grad, _transforms_active
+from surm_kernels.ops._library import NAMESPACE
+from surm_kernels.reference.ops import generated as reference
+
+# Private to torch: gradients may come in batches without any transformation being active.
+_is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda t: True)
+
+
+def vandermonde(x: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
+    """`base + scale * x @ W.T`, (G, T, m)."""
+    return _differentiable_product(x, base, "vandermonde", scale, v)
+
+
+def vandermonde_like(x: Tensor, v: Tensor, G: Tensor, H: Tensor, base: Tensor | None, scale: float) -> Tensor:
+    """`base + scale * x @ W.T`, (G, T, m)."""
+    return _differentiable_product(x, base, "vandermonde_like", scale, v, G, H)
+
+
+def cauchy_like(x: Tensor, v: Tensor, u: Tensor, G: Tensor, H: Tensor, base: Tensor | None, scale: float) -> Tensor:
+    """`base + scale * x @ W.T`, (G, T, m)."""
+    return _differentiable_product(x, base, "cauchy_like", scale, v, u, G, H)
+
+
+def require_apart(v: Tensor, u: Tensor) -> None:
+    """Refuses nodes in common where the numbers are at hand: on the CPU, not compiled, transformed or fake."""
+    if torch.compiler.is_compiling() or v.device.type != "cpu" or _transforms_active():
+        return
+    if all(type(t) in (Tensor, torch.nn.Parameter) for t in (v, u)):
+        _checks.require_apart(v, u)
+
+
+def matrix(kind: str, columns: int, *parameters: Tensor) -> Tensor:
+    """W, (m, columns), by differentiable operations; call it without autocast."""
+    if kind == "cauchy_like":
+        v, u, G, H = parameters
+        return G.mT @ H / (v[:, None] - u)
+    v, *generators = parameters
+    result = v[:, None] ** 0  # has v in its graph, even for one column
+    if generators:
+        result = result * (generators[0].mT @ generators[1])
+    exact, step = v.double()[:, None], 1
+    while step < columns:  # the same doubling steps as panels take; v ** j has NaN among its derivatives at v = 0
+        power = (exact**step).to(v.dtype)
+        if generators:
+            result = result + power * torch.nn.functional.pad(result[:, :-step], (step, 0))
+        else:
+            result = torch.cat([result, power * result[:, : columns - step]], 1)
+        step *= 2
+    return result
+
+
+def _plain(x: Tensor, base: Tensor | None, kind: str, scale: float, *parameters: Tensor) -> Tensor:
+    """The product through W, which every transformation of torch can take."""
+    with without_autocast(x):
+        y = scale * (x.to(parameters[0].dtype) @ matrix(kind, x.shape[-1], *parameters).mT)
+        return (y if base is None else y + base).to(x.dtype)
+
+
+def without_autocast(x: Tensor) -> Any:
+    """A context where the products of tensors like x keep their type."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+def _define(schema: str, fake: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    """The operator of a schema, the same on every device."""
+
+    def kernel(x: Tensor, *rest: Any) -> Any:
+        with torch.no_grad(), without_autocast(x):
+            return function(x, *rest)
+
+    _library.define(schema)
+    name = schema.partition("(")[0]
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _generated_fake(x: Tensor, parameters: list[Tensor], base: Tensor | None, kind: str, scale: float) -> Tensor:
+    return x.new_empty(*x.shape[:-1], parameters[0].shape[0])
+
+
+def _generated_backward_fake(
+    g: Tensor, x: Tensor, parameters: list[Tensor], kind: str, scale: float, need_x: bool, need_parameters: bool
+) -> list[Tensor]:
+    gradients = [x.new_empty(x.shape)] * need_x
+    return gradients + [parameter.new_empty(parameter.shape) for parameter in parameters] * need_parameters
+
+
+GENERATED = "generated(Tensor x, Tensor[] parameters, Tensor? base, str kind, float scale) -> Tensor"
+BACKWARD = (
+    "generated_backward(Tensor g, Tensor x, Tensor[] parameters, str kind, float scale, "
+    "bool need_x, bool need_parameters) -> Tensor[]"
+)
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_generated = _define(GENERATED, _generated_fake, reference.generated)
+_generated_backward = _define(BACKWARD, _generated_backward_fake, reference.generated_backward)
+
+
+class Generated(torch.autograd.Function):
+    """`(x, base, kind, scale, *parameters)` -> `base + scale * x @ W.T`."""
+
+    @staticmethod
+    def forward(x: Tensor, base: Tensor | None, kind: str, scale: float, *parameters: Tensor) -> Tensor:
+        return _generated(x, parameters, base, kind, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, _, ctx.kind, ctx.scale, *parameters = inputs
+        ctx.save_for_backward(x, *parameters)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, *parameters = ctx.saved_tensors
+        need_x, need_base, _, _, *needed = ctx.needs_input_grad
+        gradients = _generated_backward(g, x, parameters, ctx.kind, ctx.scale, need_x, any(needed))
+        x_gradient = gradients[0] if need_x else None
+        rest = gradients[-len(parameters) :] if any(needed) else [None] * len(parameters)
+        return x_gradient, g if need_base else None, None, None, *rest
+
+
+class _EagerGenerated(Generated):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        if not torch.is_grad_enabled() and not _is_batched(g):
+            return Generated.backward(ctx, g)
+
+        def plain(x: Tensor, *parameters: Tensor) -> Tensor:
+            return _plain(x, None, ctx.kind, ctx.scale, *parameters)
+
+        x_gradient, *rest = torch.func.vjp(plain, *ctx.saved_tensors)[1](g)
+        return x_gradient, g if ctx.needs_input_grad[1] else None, None, None, *rest
+
+
+def _differentiable_product(x: Tensor, base: Tensor | None, kind: str, scale: float, *parameters: Tensor) -> Tensor:
+    """The operator where it serves, or the plain product."""
+    if not torch.compiler.is_compiling() and (_transforms_active() or forward_ad._current_level >= 0):
+        return _plain(x, base, kind, scale, *parameters)
+    if not (torch.is_grad_enabled() and _requires_grad((x, base, *parameters))):
+        return _generated(x, parameters, base, kind, scale)
+    if torch.compiler.is_compiling():
+        return Generated.apply(*_distinct((x, base, kind, scale, *parameters)))
+    return _EagerGenerated.apply(x, base, kind, scale, *parameters)

@@ -1,0 +1,48 @@
+"""Cauchy-like matrices: `W[i, j] = sum_l g_l[i] h_l[j] / (v[i] - u[j])`."""
+
+import torch
+from torch import Tensor
+
+from surm_kernels import _checks, dense, functional
+from surm_kernels.structures.base import Structure, bilinear_bound
+
+
+class CauchyLike(Structure):
+    """The rectangular matrix with D_v W - W D_u of rank `rank`: nodes v (m,) and u (n,), G (rank, m), H (rank, n).
+
+    Initialisations, both with v uniform in (1, 2) and u in (-2, -1), so that training does not bring a v to a u:
+    "layer" has the output variance of torch.nn.Linear, "update" has W = 0 by G = 0 and H ~ N(0, 0.02^2).
+    """
+
+    initialisations = ("layer", "update")
+
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__(in_features, out_features)
+        _checks.require_size("rank", rank)
+        self.rank = rank
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        m, n = self.out_features, self.in_features
+        return {"v": (m,), "u": (n,), "G": (self.rank, m), "H": (self.rank, n)}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        v, u, G, H = parameters
+        v.uniform_(1, 2, generator=generator)
+        u.uniform_(-2, -1, generator=generator)
+        if method == "update":
+            G.zero_()
+            H.normal_(0, 0.02, generator=generator)
+        else:
+            bound = bilinear_bound(H.numel())
+            G.uniform_(-bound, bound, generator=generator)
+            H.uniform_(-bound, bound, generator=generator)
+            G.mul_(((v + 1) * (v + 2)).sqrt())  # 1 / (v - u)^2 is on average 1 / ((v + 1) (v + 2))
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return functional.cauchy_like_linear(x, *parameters, base=base, scale=scale)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        return dense.cauchy_like(*parameters)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"

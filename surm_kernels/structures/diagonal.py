@@ -1,0 +1,63 @@
+"""What Toeplitz and Hankel matrices share: one value a diagonal or antidiagonal, whole or in blocks."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from surm_kernels import dense, functional
+from surm_kernels.structures.base import Structure, check_tokens, require_blocks, tied_means
+
+
+class DiagonalStructure(Structure):
+    """The matrix with one value a diagonal, an antidiagonal if `reflected`: out_features + in_features - 1 values.
+
+    Rectangular by nature. With `block_size` b the parameter is (out_features / b, in_features / b, 2 b - 1), the
+    diagonals of square blocks.
+
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" starts from W = 0.
+    """
+
+    initialisations = ("layer", "update")
+    reflected: bool
+    parameter: str
+
+    def __init__(self, in_features: int, out_features: int, block_size: int | None = None) -> None:
+        super().__init__(in_features, out_features)
+        require_blocks(block_size, in_features, out_features)
+        self.block_size = block_size
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        block = self.block_size
+        if block is None:
+            return {self.parameter: (self.out_features + self.in_features - 1,)}
+        return {self.parameter: (self.out_features // block, self.in_features // block, 2 * block - 1)}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        (t,) = parameters
+        if method == "update":
+            t.zero_()
+        else:
+            bound = 1 / math.sqrt(self.in_features)
+            t.uniform_(-bound, bound, generator=generator)
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        (t,) = parameters
+        check_tokens(x, self.in_features)
+        product = functional.hankel_linear if self.reflected else functional.toeplitz_linear
+        return product(x, t, base=base, scale=scale)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        (t,) = parameters
+        matrix = dense.hankel if self.reflected else dense.toeplitz
+        return matrix(t, self.block_size or self.in_features)
+
+    def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The mean over each diagonal, antidiagonal if reflected."""
+        self._check_weight(weight)
+        (shape,) = self.parameter_shapes().values()
+        return (tied_means(self.dense, shape, weight),)
+
+    def extra_repr(self) -> str:
+        blocks = "" if self.block_size is None else f", block_size={self.block_size}"
+        return super().extra_repr() + blocks

@@ -1,0 +1,50 @@
+"""Hankel-like matrices: `W = sum_l Z_1(g_l) Z_0(h_l) J`."""
+
+import torch
+from torch import Tensor
+
+from surm_kernels import _checks, dense
+from surm_kernels.functional.ldr import hankel_like_top_left
+from surm_kernels.structures.base import Structure, bilinear_bound
+
+
+class HankelLike(Structure):
+    """The matrix of rank `rank` under the displacement Z_1 W - W Z_0^T, with generators G and H of shape (rank, n).
+
+    n = max(in_features, out_features), and the map is the top left part of the square.
+
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" has W = 0 by G = 0 and
+    H ~ N(0, 0.02^2).
+    """
+
+    initialisations = ("layer", "update")
+
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__(in_features, out_features)
+        _checks.require_size("rank", rank)
+        self.rank = rank
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        shape = (self.rank, max(self.in_features, self.out_features))
+        return {"G": shape, "H": shape}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        G, H = parameters
+        if method == "update":
+            G.zero_()
+            H.normal_(0, 0.02, generator=generator)
+        else:
+            # Z_0(h) J is triangular: column j meets j + 1 values of a generator.
+            bound = bilinear_bound(self.rank * self.in_features * (self.in_features + 1) / 2)
+            G.uniform_(-bound, bound, generator=generator)
+            H.uniform_(-bound, bound, generator=generator)
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        G, H = parameters
+        return hankel_like_top_left(x, G, H, self.in_features, self.out_features, base=base, scale=scale)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        return dense.hankel_like(*parameters)[: self.out_features, : self.in_features]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"

@@ -1,0 +1,59 @@
+"""Symmetric Toeplitz matrices: `W[i, j] = t[abs(i - j)]`."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from surm_kernels import dense
+from surm_kernels.functional._product import product
+from surm_kernels.ops import toeplitz as _ops
+from surm_kernels.structures.base import Structure, tied_means
+
+
+class SymmetricToeplitz(Structure):
+    """The symmetric Toeplitz matrix with first column t, (n,) with n = max(in_features, out_features), or its top left.
+
+    That part is a rectangular Toeplitz matrix itself, so nothing is padded.
+
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" starts from W = 0.
+    """
+
+    initialisations = ("layer", "update")
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"t": (max(self.in_features, self.out_features),)}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        (t,) = parameters
+        if method == "update":
+            t.zero_()
+        else:
+            bound = 1 / math.sqrt(self.in_features)
+            t.uniform_(-bound, bound, generator=generator)
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        (t,) = parameters
+        # 16-bit t is widened, so that the two diagonals that meet in its gradient are rounded once.
+        wide: Literal["everything", "nothing"] = "everything" if t.dtype.itemsize == 2 else "nothing"
+        return product(self.operator, x, {"t": t}, self.in_features, self.out_features, base, scale, wide=wide)
+
+    def operator(self, rows: Tensor, t: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        """The product in operator form, (1, T, in_features) to (1, T, out_features), in one type."""
+        diagonals = self._diagonals(t).view(1, 1, 1, -1)
+        return _ops.toeplitz(rows, diagonals, base, self.in_features, scale, False, False)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        (t,) = parameters
+        wide = t.to(torch.promote_types(t.dtype, torch.float32))
+        return dense.toeplitz(self._diagonals(wide), self.in_features).to(t.dtype)
+
+    def _diagonals(self, t: Tensor) -> Tensor:
+        """The values on all diagonals, (out_features + in_features - 1,), as a Toeplitz matrix has them."""
+        return torch.cat([t[1 : self.in_features].flip(0), t[: self.out_features]])
+
+    def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The mean over each pair of diagonals, of the entries present."""
+        self._check_weight(weight)
+        return (tied_means(self.dense, self.parameter_shapes()["t"], weight),)

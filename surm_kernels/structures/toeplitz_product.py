@@ -1,0 +1,52 @@
+"""SURM's Toeplitz update (arXiv 2406.17740): the product of two symmetric Toeplitz matrices."""
+
+import torch
+from torch import Tensor
+
+from surm_kernels.functional._product import product
+from surm_kernels.structures.base import Structure
+from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
+
+
+class ToeplitzProduct(Structure):
+    """T(t2) T(t1), both symmetric of size n = max(in_features, out_features), or the top left part of the product.
+
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" has W = 0 by t1 = 0 and
+    t2 ~ N(0, 0.02^2).
+    """
+
+    initialisations = ("layer", "update")
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        size = max(in_features, out_features)
+        self.first = SymmetricToeplitz(in_features, size)
+        self.second = SymmetricToeplitz(size, out_features)
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        size = max(self.in_features, self.out_features)
+        return {"t1": (size,), "t2": (size,)}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        t1, t2 = parameters
+        if method == "update":
+            t1.zero_()
+            t2.normal_(0, 0.02, generator=generator)
+        else:
+            # The first product has the variance 1/3, which the second multiplies by n E[t2^2] = 1.
+            self.first.initialise([t1], generator=generator)
+            bound = (3 / t2.numel()) ** 0.5
+            t2.uniform_(-bound, bound, generator=generator)
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        t1, t2 = parameters
+        sizes = self.in_features, self.out_features
+        return product(self._operator, x, {"t1": t1, "t2": t2}, *sizes, base, scale, wide="everything")
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        t1, t2 = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in parameters)
+        identity = torch.eye(self.in_features, dtype=t1.dtype, device=t1.device).unsqueeze(0)
+        return self._operator(identity, t1, t2, None, 1.0).squeeze(0).mT.to(parameters[0].dtype)
+
+    def _operator(self, rows: Tensor, t1: Tensor, t2: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        return self.second.operator(self.first.operator(rows, t1, None, 1.0), t2, base, scale)

@@ -1,0 +1,53 @@
+"""Vandermonde-like matrices: `W = sum_l diag(g_l) V(v) Z_0(h_l)^T`."""
+
+import torch
+from torch import Tensor
+
+from surm_kernels import _checks, dense, functional
+from surm_kernels.structures.base import Structure, bilinear_bound
+from surm_kernels.structures.vandermonde import LARGEST_NODE
+
+
+class VandermondeLike(Structure):
+    """The rectangular matrix with W - D_v W Z_0^T of rank `rank`: nodes v (m,), generators G (rank, m), H (rank, n).
+
+    Initialisations, both with nodes uniform in (-0.7, 0.7): "layer" has the output variance of torch.nn.Linear,
+    "update" has W = 0 by G = 0 and H ~ N(0, 0.02^2).
+    """
+
+    initialisations = ("layer", "update")
+
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__(in_features, out_features)
+        _checks.require_size("rank", rank)
+        self.rank = rank
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        rank = self.rank
+        return {"v": (self.out_features,), "G": (rank, self.out_features), "H": (rank, self.in_features)}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        v, G, H = parameters
+        v.uniform_(-LARGEST_NODE, LARGEST_NODE, generator=generator)
+        if method == "update":
+            G.zero_()
+            H.normal_(0, 0.02, generator=generator)
+        else:
+            bound = bilinear_bound(H.numel())
+            G.uniform_(-bound, bound, generator=generator)
+            H.uniform_(-bound, bound, generator=generator)
+            G.div_(self._spread(v).to(G.dtype))
+
+    def _spread(self, v: Tensor) -> Tensor:
+        """The deviation of an output with node v over that with node 0, the root of sum_k (1 - k / n) v^(2 k)."""
+        n, square = self.in_features, v.double().square()
+        return (1 / (1 - square) - square * (1 - square**n) / (n * (1 - square).square())).sqrt()
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return functional.vandermonde_like_linear(x, *parameters, base=base, scale=scale)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        return dense.vandermonde_like(*parameters)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
