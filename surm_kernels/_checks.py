@@ -31,7 +31,7 @@ def require_number(name: str, value: Any) -> None:
 def require_finite(name: str, value: Any) -> None:
     """A real Python number that is neither infinite nor NaN."""
     require_number(name, value)
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # torch.compile traces this, but not math.isfinite
         raise ValueError(f"{name} must be finite, got {value}")
 
 

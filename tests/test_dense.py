@@ -59,6 +59,19 @@ def test_parameters_of_different_types_promote(case: Case) -> None:
     oracle.assert_close(matrix, case.matrix(first, *others))
 
 
+@function_cases
+def test_matrices_compile_and_map(case: Case) -> None:
+    torch._dynamo.reset()
+    parameters = [p.requires_grad_() for p in case.parameters()]
+    wanted = case.dense(*parameters)
+    compiled = torch.compile(case.dense, fullgraph=True, dynamic=True, backend="aot_eager")(*parameters)
+    assert torch.allclose(compiled, wanted, atol=1e-6)
+    for a, b in zip(*(torch.autograd.grad(w.sin().sum(), parameters) for w in (compiled, wanted)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    mapped = torch.vmap(case.dense)(*(torch.stack([p, p]) for p in parameters))
+    assert torch.allclose(mapped, torch.stack([wanted, wanted]), atol=1e-6)
+
+
 def test_krylov_matrices_are_those_of_scipy_and_of_the_reference() -> None:
     c, blocks = torch.randn(7), torch.randn(2, 3, 5)
     circulant = torch.from_numpy(scipy.linalg.circulant(c))

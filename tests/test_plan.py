@@ -51,6 +51,15 @@ def test_every_size_has_a_plan_that_covers_it(tile):
         assert all(plans.has_butterfly(r) or (r % 2 == 1 and r <= plans.largest_radix) for r in radices), size
 
 
+@pytest.mark.parametrize("tile", [1, 8, 16])
+def test_padded_rows_get_a_smooth_length_not_much_longer_than_they_are(tile):
+    for size in [*range(1, 300), 383, 1535, 1999, 3839, 8191, 21503, 2**20 - 1]:
+        plan = plans.Plan.padded(size, tile)
+        assert math.prod(stage.radix for stage in plan.stages) * tile == plan.length
+        assert size <= plan.length <= max(4 * tile, 1.34 * size), (size, plan.length)
+        assert all(plans.has_butterfly(stage.radix) for stage in plan.stages), size
+
+
 @pytest.mark.parametrize("size", [128, 192, 384, 768, 1024, 1536, 2048, 3072, 4096, 4608, 11008, 13824, 14336])
 def test_sizes_of_transformers_are_transformed_without_embedding(size):
     assert not plans.Plan(size, 16).embedded

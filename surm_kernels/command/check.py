@@ -33,13 +33,10 @@ SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 768, 1000)
 LARGE_SIZES = (1536, 4093)  # the second is prime
 MODERATE_SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 500)  # where one matrix takes several products
 RECTANGLES = ((5, 3), (3, 5), (12, 97), (97, 12), (64, 192), (300, 100), (100, 300))  # rows and columns
-GRIDS = (
-    (1, 2, 2, 3),
-    (2, 3, 5, 4),
-    (3, 2, 64, 32),
-    (2, 2, 97, 150),
-)  # blocks down and across; rows and columns of one
-RANKS = (1, 2, 4, 5)
+MATRICES = (*((size, size) for size in MODERATE_SIZES), *RECTANGLES)
+# Blocks down and across, rows and columns of a block.
+GRIDS = ((1, 2, 2, 3), (2, 3, 5, 4), (3, 2, 64, 32), (2, 2, 97, 150))
+RANKS = (1, 2, 4, 5, 1, 2, 4, 5, 1, 2)  # of the moderate sizes
 FACTORS = (((1, 1), (1, 1)), ((2, 3), (5, 4)), ((7, 2), (1, 9)), ((3, 16), (12, 5)), ((32, 24), (24, 32)))
 BLOCKS = ((1, 2, 2), (2, 2, 1), (2, 3, 5), (12, 3, 12), (4, 1, 63), (3, 2, 64), (1, 4, 97), (6, 6, 128), (3, 1, 500))
 
@@ -74,58 +71,45 @@ def _f_circulant(f: float) -> Structure:
 
 def _named(name: str, cases: Iterable[Shapes], title: str = "", offsets: tuple[float, ...] = ()) -> Structure:
     """The structure that `functional`, `dense` and `reference` know by one name."""
-    linear, matrix, formula = (getattr(functional, f"{name}_linear"), getattr(dense, name), getattr(reference, name))
+    linear, matrix, formula = getattr(functional, f"{name}_linear"), getattr(dense, name), getattr(reference, name)
     return Structure(title or name.replace("_", "-"), linear, matrix, formula, tuple(cases), offsets)
 
 
 def _diagonals() -> Iterator[Shapes]:
     """Diagonals and columns of square and rectangular matrices and of grids of them."""
-    for m, n in (*((size, size) for size in MODERATE_SIZES), *RECTANGLES, (1000, 1000)):
+    for m, n in (*MATRICES, (LARGE, LARGE)):
         yield (m + n - 1,), n
     for rows, columns, m, n in GRIDS:
         yield (rows, columns, m + n - 1), n
 
 
-def _generators(nodes: Callable[[int, int], Shapes]) -> Iterator[Shapes]:
-    """Nodes of m x n matrices with the generators of different ranks."""
-    for index, (m, n) in enumerate((*((size, size) for size in MODERATE_SIZES), *RECTANGLES)):
+def _pairs() -> Iterator[Shapes]:
+    """Generators of square matrices."""
+    for rank, n in zip(RANKS, MODERATE_SIZES, strict=True):
+        yield (rank, n), (rank, n)
+
+
+def _nodes_and_generators(nodes: Callable[[int, int], Shapes]) -> Iterator[Shapes]:
+    for index, (m, n) in enumerate(MATRICES):
         rank = RANKS[index % len(RANKS)]
         yield *nodes(m, n), (rank, m), (rank, n)
 
 
 STRUCTURES = (
-    Structure(
-        "circulant",
-        functional.circulant_linear,
-        dense.circulant,
-        reference.circulant,
-        tuple(((n,),) for n in SIZES + LARGE_SIZES),
-    ),
-    Structure(
-        "skew-circulant",
-        functional.skew_circulant_linear,
-        dense.skew_circulant,
-        reference.skew_circulant,
-        tuple(((n,),) for n in SIZES + LARGE_SIZES),
-    ),
-    Structure(
-        "block circulant",
-        functional.block_circulant_linear,
-        dense.block_circulant,
-        reference.block_circulant,
-        tuple((shape,) for shape in BLOCKS),
-    ),
+    _named("circulant", (((n,),) for n in SIZES + LARGE_SIZES)),
+    _named("skew_circulant", (((n,),) for n in SIZES + LARGE_SIZES)),
+    _named("block_circulant", ((shape,) for shape in BLOCKS), "block circulant"),
     _f_circulant(0.0),
     _f_circulant(-0.3),
     _named("toeplitz", _diagonals()),
-    _named("symmetric_toeplitz", (((n,),) for n in (*MODERATE_SIZES, 1000)), "symmetric toeplitz"),
+    _named("symmetric_toeplitz", (((n,),) for n in (*MODERATE_SIZES, LARGE)), "symmetric toeplitz"),
     _named("hankel", _diagonals()),
-    _named("toeplitz_like", (((rank, n),) * 2 for rank, n in zip(RANKS * 3, MODERATE_SIZES, strict=False))),
-    _named("hankel_like", (((rank, n),) * 2 for rank, n in zip(RANKS * 3, MODERATE_SIZES, strict=False))),
+    _named("toeplitz_like", _pairs()),
+    _named("hankel_like", _pairs()),
     _named("kronecker", FACTORS),
-    _named("vandermonde", (((m,), n) for m, n in (*((size, size) for size in MODERATE_SIZES), *RECTANGLES))),
-    _named("vandermonde_like", _generators(lambda m, n: ((m,),))),
-    _named("cauchy_like", _generators(lambda m, n: ((m,), (n,))), offsets=(0, 2.5, 0, 0)),
+    _named("vandermonde", (((m,), n) for m, n in MATRICES)),
+    _named("vandermonde_like", _nodes_and_generators(lambda m, n: ((m,),))),
+    _named("cauchy_like", _nodes_and_generators(lambda m, n: ((m,), (n,))), offsets=(0, 2.5, 0, 0)),
 )
 
 
@@ -276,13 +260,13 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(f"{machine.kernels()}, {torch.get_num_threads()} threads, device {device}", highlight=False)
     console.print("Worst normwise error against the dense float64 matrix;")
     console.print("16-bit types: as a multiple of the error of rounding the exact answer.", highlight=False)
-    sizes, large = (" ".join(map(str, group)) for group in (SIZES, LARGE_SIZES))
-    console.print(f"Sizes {sizes}, in float32 {large};", highlight=False)
-    console.print(f"{len(BLOCKS)} shapes of blocks; {' or '.join(map(str, MANY_TOKENS))} tokens.\n", highlight=False)
+    problems = sum(len(structure.cases) for structure in chosen)
+    console.print(f"{problems} shapes, square, rectangular and grids, of 1 to {LARGE} features,", highlight=False)
+    console.print(f"in float32 to {max(LARGE_SIZES)}; {' or '.join(map(str, MANY_TOKENS))} tokens.\n", highlight=False)
     _print_line(console, "structure", "kernel", [str(dtype).removeprefix("torch.") for dtype in DTYPES], "")
     _print_line(console, "", "limit", [_limit(dtype) for dtype in DTYPES], "")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("checking", total=len(DTYPES) * sum(len(structure.cases) for structure in chosen))
+        task = progress.add_task("checking", total=len(DTYPES) * problems)
         for structure in chosen:
             findings = examine(structure, device, partial(progress.advance, task))
             failures += sum(not _report(console, structure.name, name, findings) for name in MAPS)

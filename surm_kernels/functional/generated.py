@@ -1,7 +1,9 @@
 """Products with matrices that are generated as they are multiplied: Vandermonde, Vandermonde-like, Cauchy-like.
 
-They cost O(m n) a token, as a dense matrix does, but the matrix never exists: panels of its rows are generated, in the
-cache, and multiplied. In float32 keep |v| <= 1 in Vandermonde(-like) matrices: v^191 overflows near |v| = 1.6.
+They cost O(m n) a token, as a dense matrix does, but the matrix never exists: panels of its rows are generated and
+multiplied, forwards and backwards. Only derivatives of higher order, forward mode and torch.func go through the matrix:
+right, but with its memory. Subnormal entries count as zero, since they can make a matrix product forty times slower.
+In float32 keep |v| <= 1 in Vandermonde(-like) matrices: v^191 overflows near |v| = 1.6.
 """
 
 from torch import Tensor

@@ -11,7 +11,7 @@ def kronecker_linear(x: Tensor, A: Tensor, B: Tensor, *, base: Tensor | None = N
     """Product with the p r x q s Kronecker product `W = A ⊗ B`, of SURM (arXiv 2406.17740) and LoKr (2309.14859).
 
     A token read row by row as a q x s matrix X becomes A X B^T, in the cheaper of the two orders (Golub and Van Loan,
-    Matrix Computations, section 1.3.7).
+    Matrix Computations, section 1.3).
 
     Args:
         x: tokens, (..., q s).

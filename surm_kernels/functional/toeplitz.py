@@ -48,7 +48,6 @@ def symmetric_toeplitz_linear(x: Tensor, t: Tensor, *, base: Tensor | None = Non
     Equivalent to `F.linear(x, scale * dense.symmetric_toeplitz(t), bias=base)`.
     """
     _checks.require_vector("t", t, "(n,)")
-
     size = t.shape[0]
 
     def operator(rows: Tensor, t: Tensor, base: Tensor | None, scale: float) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from surm_kernels import _checks
 
@@ -115,26 +114,3 @@ def check_tokens(x: Tensor, in_features: int) -> None:
     _checks.require_floating("x", x)
     if x.dim() == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
-
-
-def top_left_linear(
-    product: Callable[[Tensor, Tensor | None], Tensor],
-    x: Tensor,
-    base: Tensor | None,
-    in_features: int,
-    out_features: int,
-) -> Tensor:
-    """A rectangular product by a square one: the top left part of the square of size max(in_features, out_features).
-
-    `product(x, base)` is the square product. x is padded with zeros, the first out_features outputs are kept.
-    """
-    if in_features == out_features:
-        return product(x, base)
-    check_tokens(x, in_features)
-    size = max(in_features, out_features)
-    if base is not None and out_features < size:
-        _checks.require_floating("base", base)
-        base = _checks.broadcast_base(base, (*x.shape[:-1], out_features))
-        base = functional.pad(base, (0, size - out_features))
-    y = product(functional.pad(x, (0, size - in_features)), base)
-    return y[..., :out_features]

@@ -8,7 +8,7 @@ from torch.nn import functional as torch_functional
 
 from surm_kernels import dense, functional
 from surm_kernels.ops import krylov as _ops
-from surm_kernels.structures.base import Structure, require_blocks, top_left_linear
+from surm_kernels.structures.base import Structure, check_tokens, require_blocks
 
 
 class KrylovStructure(Structure):
@@ -45,13 +45,13 @@ class KrylovStructure(Structure):
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         (v,) = parameters
-
-        def product(x: Tensor, base: Tensor | None) -> Tensor:
+        if self.block_size is not None or self.in_features == self.out_features:
             return functional.krylov_linear(x, v, self.sign, base=base, scale=scale)
-
-        if self.block_size is not None:
-            return product(x, base)
-        return top_left_linear(product, x, base, self.in_features, self.out_features)
+        # The top left part of the square is a Toeplitz matrix, which needs no padding of x.
+        check_tokens(x, self.in_features)
+        above = v[v.shape[0] - self.in_features + 1 :]
+        t = torch.cat([above if self.sign == 1 else -above, v[: self.out_features]])
+        return functional.toeplitz_linear(x, t, base=base, scale=scale)
 
     def dense(self, *parameters: Tensor) -> Tensor:
         (v,) = parameters

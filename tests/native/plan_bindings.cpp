@@ -75,6 +75,7 @@ PYBIND11_MODULE(plan_bindings, m) {
       .def_readonly("stride", &surm::Stage::stride);
   pybind11::class_<surm::Plan>(m, "Plan")
       .def(pybind11::init(&surm::make_plan))
+      .def_static("padded", &surm::make_padded_plan)
       .def_readonly("size", &surm::Plan::size)
       .def_readonly("length", &surm::Plan::length)
       .def_readonly("tile", &surm::Plan::tile)
