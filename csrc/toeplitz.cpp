@@ -1,5 +1,6 @@
 // The toeplitz operators: glue between torch's tensors and the CPU kernels.
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 #include <tuple>
 
@@ -7,21 +8,25 @@
 #include "glue.h"
 
 using surm::cpu::ToeplitzShape;
+using torch::headeronly::ScalarType;
 using namespace surm::glue;
 
 namespace {
 
-ToeplitzShape shape_of(const Tensor& t, int64_t tokens, int64_t columns, bool transposed, bool reflected) {
+// t has the type of x or, where that has 16 bits, may be float32.
+ToeplitzShape shape_of(const Tensor& t, const Tensor& x, int64_t columns, bool transposed, bool reflected) {
+  STD_TORCH_CHECK(t.dim() == 4, "surm_kernels: t must have 4 dimensions, got ", t.dim());
+  const bool wide = t.scalar_type() == ScalarType::Float && x.element_size() == 2;
+  STD_TORCH_CHECK(wide || t.scalar_type() == x.scalar_type(), "surm_kernels: t has another dtype than the rest");
   STD_TORCH_CHECK(columns > 0 && columns <= t.size(3), "surm_kernels: columns must be 1 to ", t.size(3), ", got ",
                   columns);
-  return {t.size(0), tokens, t.size(1), t.size(2), t.size(3) - columns + 1, columns, transposed, reflected};
+  return {t.size(0), x.size(1), t.size(1), t.size(2), t.size(3) - columns + 1, columns, transposed, reflected, wide};
 }
 
 Tensor toeplitz(const Tensor& x_in, const Tensor& t_in, const std::optional<Tensor>& base_in, int64_t columns,
                 double scale, bool transposed, bool reflected) {
-  check_tensor(t_in, "t", 4, x_in);
   check_tensor(x_in, "x", 3, x_in);
-  const ToeplitzShape shape = shape_of(t_in, x_in.size(1), columns, transposed, reflected);
+  const ToeplitzShape shape = shape_of(t_in, x_in, columns, transposed, reflected);
   const int64_t in_width = shape.in_blocks * shape.columns, out_width = shape.out_blocks * shape.rows;
   check_size("x.shape[0]", x_in.size(0), shape.groups);
   check_size("x.shape[2]", x_in.size(2), transposed ? out_width : in_width);
@@ -59,15 +64,14 @@ std::tuple<Tensor, Tensor> toeplitz_backward(const Tensor& g_in, const Tensor& x
                                              int64_t columns, double scale, bool reflected) {
   check_tensor(g_in, "g", 3, x_in);
   check_tensor(x_in, "x", 3, x_in);
-  check_tensor(t_in, "t", 4, x_in);
-  const ToeplitzShape shape = shape_of(t_in, x_in.size(1), columns, false, reflected);
+  const ToeplitzShape shape = shape_of(t_in, x_in, columns, false, reflected);
   for (int64_t d = 0; d < 2; ++d) check_size("a size of g", g_in.size(d), x_in.size(d));
   check_size("x.shape[0]", x_in.size(0), shape.groups);
   check_size("x.shape[2]", x_in.size(2), shape.in_blocks * shape.columns);
   check_size("g.shape[2]", g_in.size(2), shape.out_blocks * shape.rows);
   const Tensor g = with_contiguous_rows(g_in), x = with_contiguous_rows(x_in), t = torch::stable::contiguous(t_in);
   Tensor x_gradient = empty_rows(x, {x.size(0), x.size(1), x.size(2)});
-  Tensor t_gradient = empty(x, {t.size(0), t.size(1), t.size(2), t.size(3)});
+  Tensor t_gradient = empty(t, {t.size(0), t.size(1), t.size(2), t.size(3)});
   if (t_gradient.numel() > 0) {
     surm::cpu::instruction_set().toeplitz->backward(storage_type(x), shape, rows_of(g), rows_of(x), t.const_data_ptr(),
                                                     scale, x_gradient.mutable_data_ptr(), t_gradient.mutable_data_ptr(),

@@ -1,10 +1,11 @@
 """The autograd.Functions behind the products, two a form: its partial derivatives and, fused, its gradients.
 
 They are called as `Krylov.apply(form, position, base, *arguments, *constants)`, with the forms, arguments and constants
-of `surm_kernels.ops`.
+of `surm_kernels.ops`; `Generated`, which belongs to no form, as `Generated.apply(x, base, kind, scale, *parameters)`.
 """
 
 from surm_kernels.ops import kronecker, krylov, ldr, toeplitz
+from surm_kernels.ops.generated import Generated
 
 Krylov, KrylovGradients = krylov.form.Partial, krylov.form.Gradients
 KrylovDense = krylov.dense_form.Partial
@@ -14,6 +15,7 @@ Ldr, LdrGradients = ldr.form.Partial, ldr.form.Gradients
 Kronecker, KroneckerGradients = kronecker.form.Partial, kronecker.form.Gradients
 
 __all__ = [
+    "Generated",
     "Kronecker",
     "KroneckerGradients",
     "Krylov",

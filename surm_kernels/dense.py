@@ -13,7 +13,7 @@ from surm_kernels.ops import generated as _generated_ops
 from surm_kernels.ops import krylov as _krylov_ops
 from surm_kernels.ops import ldr as _ldr_ops
 from surm_kernels.ops import toeplitz as _toeplitz_ops
-from surm_kernels.ops.generated import without_autocast
+from surm_kernels.ops._library import without_autocast
 
 
 def circulant(c: Tensor) -> Tensor:

@@ -355,6 +355,19 @@ def test_compiles_once_for_all_sizes_without_graph_breaks_and_so_does_its_backwa
     assert_compiles(name, COMPILED_SIZES[primitive_of(name)], dynamic=True, gradients=True)
 
 
+@pytest.mark.parametrize("name", [*SIZES, "ldr, transposed"])
+def test_compiles_for_all_sizes_where_one_input_alone_asks_for_a_gradient(name: str) -> None:
+    for position in range(len(shapes_of(name)) - 1):  # a product has its base last, which is its own gradient
+        torch._dynamo.reset()
+        function = OPERATORS[name][0]
+        compiled = torch.compile(partial(around, function), fullgraph=True, dynamic=True, backend="aot_eager")
+        for sizes in COMPILED_SIZES[primitive_of(name)]:
+            tensors = inputs_of(name, sizes=sizes)
+            tensors[position].requires_grad_()
+            got, wanted = (call(sizes, *tensors).square().sum() for call in (compiled, partial(around, function)))
+            assert close(*(torch.autograd.grad(y, tensors[position])[0] for y in (got, wanted)))
+
+
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "backward"])
 def test_compiles_for_constant_sizes_without_graph_breaks(name: str, gradients: bool) -> None:
@@ -385,6 +398,15 @@ LAYER_CASES = {
     "skew": lambda x, p, base: functional.skew_circulant_linear(x, p, base=base, scale=0.5),
     "blocks": lambda x, p, base: functional.block_circulant_linear(x, p.reshape(2, 2, -1), base=base, scale=0.5),
     "general f": lambda x, p, base: functional.krylov_linear(x, p, 0.3, base=base, scale=0.5),
+    "toeplitz": lambda x, p, base: functional.toeplitz_linear(
+        x, torch.nn.functional.pad(p, (len(p) - 1, 0)), base=base, scale=0.5
+    ),
+    "toeplitz-like": lambda x, p, base: functional.toeplitz_like_linear(
+        x, p[None] / 4, p.flip(0)[None], base=base, scale=0.5
+    ),
+    "kronecker": lambda x, p, base: functional.kronecker_linear(
+        x, p[:4].view(2, 2), torch.outer(p[: len(p) // 2], p[len(p) // 2 :]), base=base, scale=0.5
+    ),
     "dense": lambda x, p, base: x @ dense.circulant(p).T + base,
 }
 
@@ -431,13 +453,15 @@ def test_inductor_compiles_a_layer_and_its_backward() -> None:
 def test_the_same_tensor_in_every_place_gets_the_sum_of_its_gradients(compiled: bool) -> None:
     torch._dynamo.reset()
 
-    def everywhere(p: Tensor) -> Tensor:
-        return functional.circulant_linear(p, p, base=p, scale=0.5)
-
-    def twice(g: Tensor) -> Tensor:
-        return krylov_pullback(g, g, 4, -1, 1.0)
-
-    for function, t in ((everywhere, torch.randn(6)), (twice, torch.randn(2, 3, 8))):
+    cases = (
+        (lambda p: functional.circulant_linear(p, p, base=p, scale=0.5), torch.randn(6)),
+        (lambda g: krylov_pullback(g, g, 4, -1, 1.0), torch.randn(2, 3, 8)),
+        (lambda g: toeplitz_pullback(g, g, 4, 4, 1.0, True), torch.randn(2, 3, 8)),
+        (lambda p: ldr(p, p, p, p, 5, 0.5, False, True), torch.randn(1, 3, 5)),
+        (lambda p: ldr_backward(p, p, p, p, 0.5, False), torch.randn(1, 2, 4)),
+        (lambda a: kronecker(torch.ones(1, 2, 4, dtype=a.dtype), a, a, None, 0.5, True), torch.randn(1, 2, 2)),
+    )
+    for function, t in cases:
         t = t.double().requires_grad_()
         called = torch.compile(function, fullgraph=True, backend="aot_eager") if compiled else function
         assert gradcheck(called, t)
@@ -495,12 +519,59 @@ def test_layers_work_on_meta_tensors_and_under_functional_call() -> None:
         assert torch.allclose(per_sample[name].sum(0), parameter.grad, atol=1e-5)
 
 
-def test_backward_keeps_only_the_input_and_the_parameter() -> None:
-    x, v, base = (torch.randn(s, requires_grad=True) for s in ((1, 4, 8), (1, 1, 1, 8), (1, 4, 8)))
+@pytest.mark.parametrize("name", [*SIZES, "krylov dense", "krylov dense adjoint", "toeplitz dense"])
+def test_backward_keeps_only_the_input_and_the_parameters_and_nothing_for_a_dense_matrix(name: str) -> None:
+    inputs = inputs_of(name, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
-        krylov(x, v, base, 1, 1.0, False)
-    assert [t.data_ptr() for t in saved] == [x.data_ptr(), v.data_ptr()]
+        function_of(name)(*inputs)
+    kept = inputs[:-1] if name in SIZES else ()  # a product has its base last
+    assert [t.data_ptr() for t in saved] == [t.data_ptr() for t in kept]
+
+
+@pytest.mark.parametrize(
+    ("name", "operators"),
+    {
+        "krylov": ["krylov_backward"],
+        "krylov, transposed": ["krylov_backward"],
+        "toeplitz": ["toeplitz_backward"],
+        "ldr": ["ldr_backward"],
+        "kronecker": ["kronecker_backward"],
+        "ldr, transposed": ["ldr", "ldr_pullback_left", "ldr_pullback_right"],
+    }.items(),
+)
+def test_a_training_step_takes_one_pass_backward_where_an_operator_gives_all_gradients(
+    name: str, operators: list[str]
+) -> None:
+    y = function_of(name)(*inputs_of(name, requires_grad=True))
+    calls = []
+    with RecordCalls(calls):
+        y.sum().backward()
+    assert [operator.name().removeprefix("surm_kernels::") for operator, _ in calls] == operators
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_frozen_inputs_cost_no_gradient(name: str) -> None:
+    x, *parameters, base = inputs_of(name)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    y = function_of(name)(x, *parameters, base)
+    calls = []
+    with RecordCalls(calls):
+        y.sum().backward()
+    assert len(calls) == len(parameters)
+    assert all("pullback" in operator.name() for operator, _ in calls)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_vmap_over_tokens_alone_neither_copies_the_parameters_nor_adds_problems(name: str) -> None:
+    x, *parameters, base = inputs_of(name, sizes=single_group(name))
+    calls = []
+    with RecordCalls(calls):
+        vmap(function_of(name), in_dims=(0, *(None for _ in parameters), None))(torch.stack([x] * 5), *parameters, base)
+    ((_, (tokens, *others)),) = calls
+    assert tokens.shape == (1, 5 * x.shape[1], x.shape[2])
+    assert [t.data_ptr() for t in others[: len(parameters)]] == [t.data_ptr() for t in parameters]
 
 
 def test_calls_that_need_no_derivative_record_none() -> None:

@@ -33,7 +33,7 @@ def times(rows: Tensor, v: Tensor, f: float) -> Tensor:
     """Every row times the transpose of the f-circulant matrix of v, in float64."""
     if len(v) <= 1024:
         return rows.double() @ oracle.f_circulant(v, f).T
-    products = np.stack([np.convolve(v.double(), row) for row in rows.double()])
+    products = np.stack([np.convolve(v.double().numpy(), row) for row in rows.double().numpy()])
     result = products[:, : len(v)]
     result[:, :-1] += f * products[:, len(v) :]  # what leaves at the bottom comes in at the top, times f
     return torch.from_numpy(result)
@@ -51,8 +51,8 @@ def padded(rows: Tensor, size: int) -> Tensor:
 def exact_results(g: Tensor, x: Tensor, left: Tensor, right: Tensor, reflected: bool) -> tuple[Tensor, ...]:
     """The product with scale 1 and its gradients with respect to x, left and right, for one group.
 
-    W x is the sum over l of Z_1(left[l]) u[l] with u[l] = Z_-1(right[l]) J x, without J unless reflected. The gradient of
-    left[l] is that of <g, Z_1(left[l]) u[l]>, the one of right[l] that of <w[l], Z_-1(right[l]) J x> for
+    W x is the sum over l of Z_1(left[l]) u[l] with u[l] = Z_-1(right[l]) J x, without J unless reflected. The gradient
+    of left[l] is that of <g, Z_1(left[l]) u[l]>, the one of right[l] that of <w[l], Z_-1(right[l]) J x> for
     w[l] = Z_1(left[l])^T g.
     """
     size = left.shape[1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from surm_kernels import _extension
-from surm_kernels.ops.toeplitz import toeplitz, toeplitz_backward, toeplitz_pullback
+from surm_kernels.ops.toeplitz import toeplitz, toeplitz_backward, toeplitz_dense_adjoint, toeplitz_pullback
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -334,3 +334,22 @@ def test_results_are_bitwise_the_same_for_any_number_of_threads_and_every_run(
     for count in (2, 3, 1) if _extension.available else (1,):
         threads(count)
         assert all(map(torch.equal, everything(), wanted))
+
+
+@reflected_cases
+@pytest.mark.parametrize("dtype", oracle.SIXTEEN_BIT, ids=["bfloat16", "float16"])
+def test_rows_of_16_bits_take_diagonals_of_32_and_give_their_gradient_in_32(
+    dtype: torch.dtype, reflected: bool
+) -> None:
+    rows, columns, tokens = 65, 97, 17
+    t = torch.randn(1, 1, 1, rows + columns - 1)
+    x, g = torch.randn(1, tokens, columns).to(dtype), torch.randn(1, tokens, rows).to(dtype)
+    dense = oracle.hankel(t[0, 0, 0], columns) if reflected else oracle.toeplitz(t[0, 0, 0], columns)
+    y = toeplitz(x, t, None, columns, 1.0, False, reflected)
+    assert y.dtype == dtype
+    oracle.assert_close(y, x.double() @ dense.T)
+    x_gradient, t_gradient = toeplitz_backward(g, x, t, columns, 1.0, reflected)
+    assert (x_gradient.dtype, t_gradient.dtype) == (dtype, torch.float32)
+    oracle.assert_close(x_gradient, g.double() @ dense)
+    sums = toeplitz_dense_adjoint(g.double().mT @ x.double(), rows, columns, reflected)
+    oracle.assert_close(t_gradient, sums)

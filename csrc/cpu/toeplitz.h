@@ -15,6 +15,7 @@ struct ToeplitzShape {
   int64_t columns;     // n
   bool transposed;     // the product is with Wᵀ: rows of M·m go in, rows of K·n come out
   bool reflected;      // Hankel
+  bool wide = false;   // t and its gradient are in the type of the arithmetic, not in that of the rows
 };
 
 struct ToeplitzKernels {

@@ -12,7 +12,8 @@
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 namespace {
 
-template <class Storage>
+// Rows are of type Storage, t and its gradient of type Parameter.
+template <class Storage, class Parameter>
 class ToeplitzProduct {
   using Scalar = ComputeType<Storage>;
   using C = Complex<Vector<Scalar>>;
@@ -29,13 +30,13 @@ class ToeplitzProduct {
                                                   shape.rows, shape.columns, false, shape.reflected},
                  *transform_, parallel) {}
 
-  void matmul(const ConstRows& x, const Storage* t, const ConstRows& base, double scale, Storage* y) const {
+  void matmul(const ConstRows& x, const Parameter* t, const ConstRows& base, double scale, Storage* y) const {
     const Buffer<C> factors = spectra(t, shape_.transposed);
     product_.matmul(x, factors.data(), base, scale, y);
   }
 
-  void backward(const ConstRows& g, const ConstRows& x, const Storage* t, double scale, Storage* x_gradient,
-                Storage* t_gradient) const {
+  void backward(const ConstRows& g, const ConstRows& x, const Parameter* t, double scale, Storage* x_gradient,
+                Parameter* t_gradient) const {
     Buffer<C> factors;
     if (x_gradient != nullptr) factors = spectra(t, true);
     const auto take = [&](int64_t group, int64_t row, int64_t column, const Scalar* values, bool finite) {
@@ -46,7 +47,7 @@ class ToeplitzProduct {
 
  private:
   // Spectra of the blocks of W(t), or of W(t)ᵀ.
-  Buffer<C> spectra(const Storage* t, bool transposed) const {
+  Buffer<C> spectra(const Parameter* t, bool transposed) const {
     const int64_t M = shape_.out_blocks, K = shape_.in_blocks;
     return product_.parameter_spectra(shape_.groups * M * K, [&, transposed](int64_t item, Scalar* values) {
       const int64_t group = item / (M * K), within = item % (M * K);
@@ -63,13 +64,13 @@ class ToeplitzProduct {
     return diagonal < 0 ? diagonal + length_ : diagonal;
   }
 
-  void embed(const Storage* t, bool transposed, Scalar* values) const {
+  void embed(const Parameter* t, bool transposed, Scalar* values) const {
     std::fill(values, values + length_, Scalar{0});
     for (int64_t k = 0; k < count_; ++k) values[place(k, transposed)] = load_partial(t + k, 1)[0];
   }
 
   // The adjoint of embed().
-  void unembed(const Scalar* values, bool finite, Storage* t) const {
+  void unembed(const Scalar* values, bool finite, Parameter* t) const {
     constexpr int L = kLanes<Scalar>;
     for (int64_t k = 0; k < count_; k += L) {
       const int count = static_cast<int>(std::min<int64_t>(L, count_ - k));
@@ -88,22 +89,30 @@ class ToeplitzProduct {
   const SpectralProduct<Storage> product_;
 };
 
+// Calls body with a value of the type of the rows and one of the type of t.
+template <class Body>
+void with_types(StorageType type, bool wide, const Body& body) {
+  with_storage(type, [&](auto tag) { wide ? body(tag, ComputeType<decltype(tag)>{}) : body(tag, tag); });
+}
+
 void matmul(StorageType type, const ToeplitzShape& shape, ConstRows x, const void* t, ConstRows base, double scale,
             void* y, const ParallelFor& parallel) {
-  with_storage(type, [&](auto tag) {
-    using Storage = decltype(tag);
-    ToeplitzProduct<Storage>(shape, parallel)
-        .matmul(x, static_cast<const Storage*>(t), base, scale, static_cast<Storage*>(y));
+  with_types(type, shape.wide, [&](auto row, auto parameter) {
+    using Storage = decltype(row);
+    using Parameter = decltype(parameter);
+    ToeplitzProduct<Storage, Parameter>(shape, parallel)
+        .matmul(x, static_cast<const Parameter*>(t), base, scale, static_cast<Storage*>(y));
   });
 }
 
 void backward(StorageType type, const ToeplitzShape& shape, ConstRows g, ConstRows x, const void* t, double scale,
               void* x_gradient, void* t_gradient, const ParallelFor& parallel) {
-  with_storage(type, [&](auto tag) {
-    using Storage = decltype(tag);
-    ToeplitzProduct<Storage>(shape, parallel)
-        .backward(g, x, static_cast<const Storage*>(t), scale, static_cast<Storage*>(x_gradient),
-                  static_cast<Storage*>(t_gradient));
+  with_types(type, shape.wide, [&](auto row, auto parameter) {
+    using Storage = decltype(row);
+    using Parameter = decltype(parameter);
+    ToeplitzProduct<Storage, Parameter>(shape, parallel)
+        .backward(g, x, static_cast<const Parameter*>(t), scale, static_cast<Storage*>(x_gradient),
+                  static_cast<Parameter*>(t_gradient));
   });
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.functional._product import Wide, cast, product
+from surm_kernels.functional._product import product
 from surm_kernels.ops import toeplitz as _ops
 
 
@@ -51,10 +51,9 @@ def symmetric_toeplitz_linear(x: Tensor, t: Tensor, *, base: Tensor | None = Non
     size = t.shape[0]
 
     def operator(rows: Tensor, t: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        return _operator(rows, cast(both_sides(t), rows.dtype), base, scale, columns=size, reflected=False)
+        return _operator(rows, both_sides(t), base, scale, columns=size, reflected=False)
 
-    wide: Wide = "everything" if t.dtype.itemsize == 2 else "parameters"
-    return product(operator, x, {"t": t}, size, size, base, scale, wide)
+    return product(operator, x, {"t": t}, size, size, base, scale, wide="parameters")
 
 
 def hankel_linear(x: Tensor, h: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:

@@ -4,25 +4,39 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from surm_kernels import _extension
 
 NAMESPACE = "surm_kernels"
 
-_schemas = None if _extension.available else torch.library.Library(NAMESPACE, "DEF")
-_fallbacks = torch.library.Library(NAMESPACE, "IMPL")
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]) -> Any:
+def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any], *, compiled: bool = True) -> Any:
     """Completes the operator of a schema and returns it, ready to call.
 
-    The compiled library, where there is one, has defined the same schema and its CPU kernel. The reference serves
-    every device without a kernel of its own; the fake tells tracing the shape of the result.
+    The compiled library, where there is one, has defined the schema and its CPU kernel of a `compiled` operator. The
+    reference serves every device without a kernel of its own; the fake tells tracing the shape of the result.
     """
-    if _schemas is not None:
-        _schemas.define(schema)
+    if not (compiled and _extension.available):
+        _library.define(schema)
     name = schema.partition("(")[0]
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
-    # torch leaves autograd on below an operator that has no autograd kernel.
-    _fallbacks.impl(name, torch.no_grad()(reference), "CompositeExplicitAutograd")
+    _library.impl(name, _as_kernel(reference), "CompositeExplicitAutograd")
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _as_kernel(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as an operator runs it: torch leaves autograd and autocast on below one that has no own kernel."""
+
+    def kernel(x: Tensor, *rest: Any) -> Any:
+        with torch.no_grad(), without_autocast(x):
+            return reference(x, *rest)
+
+    return kernel
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context where the products of tensors like x keep their type."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

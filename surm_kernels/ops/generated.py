@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 
 from surm_kernels import _checks
 from surm_kernels.ops._differentiable import _distinct, _requires_grad, _transforms_active
-from surm_kernels.ops._library import NAMESPACE
+from surm_kernels.ops._library import define, without_autocast
 from surm_kernels.reference.ops import generated as reference
 
 # Private to torch: gradients may come in batches without any transformation being active.
@@ -79,25 +79,6 @@ def _plain(x: Tensor, base: Tensor | None, kind: str, scale: float, *parameters:
         return (y if base is None else y + base).to(x.dtype)
 
 
-def without_autocast(x: Tensor) -> Any:
-    """A context where the products of tensors like x keep their type."""
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
-
-
-def _define(schema: str, fake: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """The operator of a schema, the same on every device."""
-
-    def kernel(x: Tensor, *rest: Any) -> Any:
-        with torch.no_grad(), without_autocast(x):
-            return function(x, *rest)
-
-    _library.define(schema)
-    name = schema.partition("(")[0]
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
-
-
 def _generated_fake(x: Tensor, parameters: list[Tensor], base: Tensor | None, kind: str, scale: float) -> Tensor:
     return x.new_empty(*x.shape[:-1], parameters[0].shape[0])
 
@@ -115,9 +96,8 @@ BACKWARD = (
     "bool need_x, bool need_parameters) -> Tensor[]"
 )
 
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_generated = _define(GENERATED, _generated_fake, reference.generated)
-_generated_backward = _define(BACKWARD, _generated_backward_fake, reference.generated_backward)
+_generated = define(GENERATED, _generated_fake, reference.generated, compiled=False)
+_generated_backward = define(BACKWARD, _generated_backward_fake, reference.generated_backward, compiled=False)
 
 
 class Generated(torch.autograd.Function):

@@ -1,7 +1,6 @@
 """Symmetric Toeplitz matrices: `W[i, j] = t[abs(i - j)]`."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,11 +35,11 @@ class SymmetricToeplitz(Structure):
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         (t,) = parameters
         # 16-bit t is widened, so that the two diagonals that meet in its gradient are rounded once.
-        wide: Literal["everything", "nothing"] = "everything" if t.dtype.itemsize == 2 else "nothing"
-        return product(self.operator, x, {"t": t}, self.in_features, self.out_features, base, scale, wide=wide)
+        sizes = self.in_features, self.out_features
+        return product(self.operator, x, {"t": t}, *sizes, base, scale, wide="parameters")
 
     def operator(self, rows: Tensor, t: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        """The product in operator form, (1, T, in_features) to (1, T, out_features), in one type."""
+        """The product in operator form, (1, T, in_features) to (1, T, out_features); t may be wider than the rest."""
         diagonals = self._diagonals(t).view(1, 1, 1, -1)
         return _ops.toeplitz(rows, diagonals, base, self.in_features, scale, False, False)
 

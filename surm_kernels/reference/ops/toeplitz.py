@@ -30,22 +30,28 @@ def toeplitz(
 
 
 def toeplitz_pullback(g: Tensor, x: Tensor, rows: int, columns: int, scale: float, reflected: bool) -> Tensor:
+    return _pullback(g, x, rows, columns, scale, reflected, x.dtype)
+
+
+def _pullback(
+    g: Tensor, x: Tensor, rows: int, columns: int, scale: float, reflected: bool, dtype: torch.dtype
+) -> Tensor:
     length = rows + columns - 1
     if x.shape[1] == 0:
-        return x.new_zeros(x.shape[0], g.shape[-1] // rows, x.shape[-1] // columns, length)
+        return x.new_zeros(x.shape[0], g.shape[-1] // rows, x.shape[-1] // columns, length, dtype=dtype)
     g_rows, x_rows = normalised_pair(g, x, scale)
     x_blocks = blocks(x_rows, columns)
     size = _size(length)
     x_spectrum = _spectrum(x_blocks if reflected else x_blocks.flip(-1), size)
     convolution = torch.fft.irfft(correlated(_spectrum(blocks(g_rows, rows), size), x_spectrum), n=size)
-    return convolution[..., :length].to(x.dtype, memory_format=torch.contiguous_format)
+    return convolution[..., :length].to(dtype, memory_format=torch.contiguous_format)
 
 
 def toeplitz_backward(
     g: Tensor, x: Tensor, t: Tensor, columns: int, scale: float, reflected: bool
 ) -> tuple[Tensor, Tensor]:
     x_gradient = toeplitz(g, t, None, columns, scale, True, reflected)
-    return x_gradient, toeplitz_pullback(g, x, t.shape[-1] - columns + 1, columns, scale, reflected)
+    return x_gradient, _pullback(g, x, t.shape[-1] - columns + 1, columns, scale, reflected, t.dtype)
 
 
 def toeplitz_dense(t: Tensor, columns: int, reflected: bool) -> Tensor:
