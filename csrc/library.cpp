@@ -37,6 +37,8 @@ STABLE_TORCH_LIBRARY(surm_kernels, m) {
   m.def("kronecker_pullback_left(Tensor g, Tensor x, Tensor b, float scale) -> Tensor");
   m.def("kronecker_pullback_right(Tensor g, Tensor x, Tensor a, float scale) -> Tensor");
   m.def("kronecker_backward(Tensor g, Tensor x, Tensor a, Tensor b, float scale) -> (Tensor, Tensor, Tensor)");
+
+  m.def("powers(Tensor v, SymInt columns) -> Tensor");
 }
 
 // What the Python side shows: the name of the instruction set, or the reason why there is none after "error: ".

@@ -393,6 +393,20 @@ def around(function: Callable, sizes: Any, *tensors: Tensor) -> Tensor:
     return flat(function(sizes, *(t.sin() for t in tensors))).cos()
 
 
+@pytest.mark.parametrize("name", ["krylov", "ldr"])
+@pytest.mark.parametrize("transform", [vmap, lambda f: vmap(grad(lambda *t: flat(f(*t)).square().sum()))])
+def test_transforms_take_a_compiled_function_but_are_not_compiled_themselves(name: str, transform: Callable) -> None:
+    torch._dynamo.reset()
+    function, stacked = function_of(name), [torch.stack([t, 2 * t]) for t in inputs_of(name)]
+    wanted = transform(function)(*stacked)
+    assert close(transform(torch.compile(function, backend="aot_eager"))(*stacked), wanted)
+    # Dynamo would inline the operators and, with no derivative of theirs in sight, differentiate them to zero.
+    assert close(torch.compile(transform(function), backend="aot_eager")(*stacked), wanted)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="torch.func transforms inside torch.compile"):
+        torch.compile(transform(function), backend="aot_eager", fullgraph=True)(*stacked)
+
+
 LAYER_CASES = {
     "circulant": lambda x, p, base: functional.circulant_linear(x, p, base=base, scale=0.5),
     "skew": lambda x, p, base: functional.skew_circulant_linear(x, p, base=base, scale=0.5),

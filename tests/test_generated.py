@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from surm_kernels import functional
+from surm_kernels.ops import _panels as implementation
 from surm_kernels.ops import generated as ops
-from surm_kernels.reference.ops import generated as implementation
 from tests import oracle
 
 RANK = 3

@@ -176,7 +176,7 @@ LAYOUTS = {
 def test_strided_and_expanded_inputs_give_the_result_of_contiguous_ones(
     tokens: int, dtype: torch.dtype, reflected: bool
 ) -> None:
-    out_blocks, in_blocks, rows, columns = 2, 3, 20, 13
+    out_blocks, in_blocks, rows, columns = 2, 3, 20, 14
     t = torch.randn(2, in_blocks, out_blocks, 2 * (rows + columns - 1)).to(dtype).transpose(1, 2)[..., ::2]
     for make in LAYOUTS.values():
         x, g, base = (make(tokens, n, dtype) for n in (in_blocks * columns, out_blocks * rows, out_blocks * rows))

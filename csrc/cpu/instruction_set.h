@@ -4,6 +4,7 @@
 #include "kronecker.h"
 #include "krylov.h"
 #include "ldr.h"
+#include "powers.h"
 #include "toeplitz.h"
 
 namespace surm::cpu {
@@ -16,6 +17,7 @@ struct InstructionSet {
   const ToeplitzDenseKernels* toeplitz_dense;
   const LdrKernels* ldr;
   const KroneckerKernels* kronecker;
+  const PowersKernels* powers;
 };
 
 // Chosen at the first call. Throws std::runtime_error if SURM_KERNELS_ISA asks for what is not there.

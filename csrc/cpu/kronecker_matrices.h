@@ -30,6 +30,9 @@ struct VectorRows {
   int64_t stride;
 };
 
+// Terms that are summed at once: what a block reads of its factors stays in L1, and sums round little.
+constexpr int64_t kMostTerms = 192;
+
 namespace detail {
 
 // A block of the result in registers: of the 32 of AVX-512 or the 16 of the others, most are sums, kMostVectors hold a
@@ -92,13 +95,6 @@ SURM_INLINE void for_parts(int64_t count, int64_t most, const Body& body) {
     body(begin, count * (part + 1) / parts - begin);
   }
 }
-
-}  // namespace detail
-
-// Terms that are summed at once: what a block reads of its factors stays in L1, and sums round little.
-constexpr int64_t kMostTerms = 192;
-
-namespace detail {
 
 // A panel of the right factor side by side: many rows use it, and strides of a power of two would meet in few sets of
 // L1.

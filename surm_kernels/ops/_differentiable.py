@@ -23,7 +23,9 @@ def differentiable(operator: Any, traced: Any, eager: Any) -> Callable[..., Any]
     apply = super(torch.autograd.Function, eager).apply
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
+            if _transforms_active():  # Dynamo would differentiate the operator without this Function: to zero
+                raise NotImplementedError("torch.func transforms inside torch.compile; compile the function they take")
             recorded = torch.is_grad_enabled() and _requires_grad(arguments)
             return traced.apply(*_distinct(arguments)) if recorded else operator(*arguments)
         if _transforms_active():

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from surm_kernels import _checks
+from surm_kernels.ops import _panels
 from surm_kernels.ops._differentiable import _distinct, _requires_grad, _transforms_active
 from surm_kernels.ops._library import define, without_autocast
-from surm_kernels.reference.ops import generated as reference
 
 # Private to torch: gradients may come in batches without any transformation being active.
 _is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda t: True)
@@ -96,8 +96,8 @@ BACKWARD = (
     "bool need_x, bool need_parameters) -> Tensor[]"
 )
 
-_generated = define(GENERATED, _generated_fake, reference.generated, compiled=False)
-_generated_backward = define(BACKWARD, _generated_backward_fake, reference.generated_backward, compiled=False)
+_generated = define(GENERATED, _generated_fake, _panels.generated, compiled=False)
+_generated_backward = define(BACKWARD, _generated_backward_fake, _panels.generated_backward, compiled=False)
 
 
 class Generated(torch.autograd.Function):
@@ -135,6 +135,10 @@ class _EagerGenerated(Generated):
         return x_gradient, g if ctx.needs_input_grad[1] else None, None, None, *rest
 
 
+# Function.apply first binds default arguments, which costs more than a small product.
+_apply: Any = super(torch.autograd.Function, _EagerGenerated).apply
+
+
 def _differentiable_product(x: Tensor, base: Tensor | None, kind: str, scale: float, *parameters: Tensor) -> Tensor:
     """The operator where it serves, or the plain product."""
     if not torch.compiler.is_compiling() and (_transforms_active() or forward_ad._current_level >= 0):
@@ -143,4 +147,4 @@ def _differentiable_product(x: Tensor, base: Tensor | None, kind: str, scale: fl
         return _generated(x, parameters, base, kind, scale)
     if torch.compiler.is_compiling():
         return Generated.apply(*_distinct((x, base, kind, scale, *parameters)))
-    return _EagerGenerated.apply(x, base, kind, scale, *parameters)
+    return _apply(x, base, kind, scale, *parameters)

@@ -46,8 +46,13 @@ def _pullback(g: Tensor, x: Tensor, b: Tensor, scale: float) -> Tensor:
         x = _times(x, wide(b))
     else:
         g = _times(g, wide(b.mT))
-    sums = g.transpose(1, 2).flatten(2) @ x.transpose(1, 2).flatten(2).mT
+    sums = _rows(g) @ _rows(x).mT
     return (scale * sums).to(b.dtype)
+
+
+def _rows(tokens: Tensor) -> Tensor:
+    """(G, q, T s) for matrices (G, T, q, s)."""
+    return tokens.transpose(1, 2).flatten(2).contiguous()
 
 
 def _times(tokens: Tensor, matrix: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def _pullback(
     size = _size(length)
     x_spectrum = _spectrum(x_blocks if reflected else x_blocks.flip(-1), size)
     convolution = torch.fft.irfft(correlated(_spectrum(blocks(g_rows, rows), size), x_spectrum), n=size)
-    return convolution[..., :length].to(dtype, memory_format=torch.contiguous_format)
+    return convolution[..., :length].contiguous().to(dtype)
 
 
 def toeplitz_backward(

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surm_kernels.ops.powers import powers
 from surm_kernels.reference.ops._rows import wide
 
-PANEL_ROWS = 384  # at most; a matrix product with far fewer rows is slower an entry
-SMALL = 64  # rows that need no second panel
+SMALL = 1 << 18  # bytes of a matrix that is one panel
+PANEL_ROWS = 384  # at most, of a larger one, and no more than half; a product with far fewer is slower an entry
 TOKENS = 1024  # in a group of 16-bit tokens
-FIRST = 16  # powers that need no doubling
 
 
 def generated(x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, kind: str, scale: float) -> Tensor:
@@ -28,8 +28,8 @@ def generated(x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, kind
     for group in _groups(inputs):
         tokens, start, output = wide(inputs[group]), wide(starts[group]), outputs[group]
         result = _accumulator(output)
-        for rows in _panels(parameters[0].shape[0]):
-            panel, part = _without_subnormals(matrix.panel(rows)), result[:, rows]
+        for rows in _panels(parameters[0], x.shape[-1]):
+            panel, part = matrix.panel(rows), result[:, rows]
             torch.addmm(start[:, rows], tokens, panel.mT, beta=0 if base is None else 1, alpha=scale, out=part)
             del panel  # before the next one comes
         _store(result, output)
@@ -46,12 +46,12 @@ def generated_backward(
     for group in _groups(inner):
         cotangents, tokens, output = wide(outer[group]), wide(inner[group]), results[group]
         result = _accumulator(output)
-        for rows in _panels(parameters[0].shape[0]):
-            panel, part = _without_subnormals(matrix.panel(rows)), cotangents[:, rows]
+        for rows in _panels(parameters[0], x.shape[-1]):
+            panel = matrix.panel(rows)
             if need_x:
-                result.addmm_(part, panel, beta=0 if rows.start == 0 else 1, alpha=scale)
+                result.addmm_(cotangents[:, rows], panel, beta=0 if rows.start == 0 else 1, alpha=scale)
             if need_parameters:
-                matrix.add_gradients(rows, panel, part.mT @ tokens, *gradients)
+                matrix.add_gradients(rows, panel, cotangents[:, rows].mT @ tokens, *gradients)
             del panel
         _store(result, output)
     return [x_gradient] * need_x + [gradient * scale for gradient in gradients] * need_parameters
@@ -78,12 +78,12 @@ def _store(result: Tensor, output: Tensor) -> None:
         output.copy_(result)
 
 
-def _panels(size: int) -> Iterator[slice]:
-    """The rows of each panel: no more than half of them unless there are few."""
-    count = max(math.ceil(size / PANEL_ROWS), 2 if size > SMALL else 1)
-    height = 16 * math.ceil(size / count / 16)
-    for start in range(0, size, height):
-        yield slice(start, min(start + height, size))
+def _panels(v: Tensor, columns: int) -> Iterator[slice]:
+    """The rows of each panel."""
+    small = len(v) * columns * v.itemsize <= SMALL
+    height = len(v) if small else min(PANEL_ROWS, math.ceil(len(v) / 2))
+    for start in range(0, len(v), height):
+        yield slice(start, min(start + height, len(v)))
 
 
 def _without_subnormals(panel: Tensor) -> Tensor:
@@ -95,47 +95,42 @@ def _without_subnormals(panel: Tensor) -> Tensor:
 
 
 class _Vandermonde:
-    """`W[i, j] = v[i]^j`: the first powers from a table, the others by doubling, one multiplication an entry."""
+    """`W[i, j] = v[i]^j`."""
 
     def __init__(self, columns: int, v: Tensor) -> None:
-        self.columns = columns
-        self.powers = _Powers(v, columns)
+        self.v = v
         self.exponents = torch.arange(columns, dtype=v.dtype, device=v.device)
 
     def panel(self, rows: slice) -> Tensor:
-        first = self.powers.first(rows)
-        panel = first.new_empty(rows.stop - rows.start, self.columns)
-        panel[:, : first.shape[1]] = first
-        for step in _doubling(self.columns, first.shape[1]):
-            later = panel[:, step : 2 * step]
-            torch.mul(panel[:, : later.shape[1]], self.powers.of(step, rows), out=later)
-        return panel
+        return powers(self.v[rows], len(self.exponents))
 
     def add_gradients(self, rows: slice, panel: Tensor, gradient: Tensor, v_gradient: Tensor) -> None:
         """The derivative of `v[i]^j` is `j v[i]^(j - 1)`."""
-        v_gradient[rows] += gradient[:, 1:].mul_(panel[:, :-1]) @ self.exponents[1:]
+        gradient[:, 1:].mul_(panel[:, :-1])
+        v_gradient[rows] += gradient @ self.exponents  # the first of which is 0
 
 
 class _VandermondeLike:
     """`W[i, j] = v[i] W[i, j - 1] + (G^T H)[i, j]`."""
 
     def __init__(self, columns: int, v: Tensor, G: Tensor, H: Tensor) -> None:
-        self.powers = _Powers(v, columns)
+        # From float64: a power of a rounded power would lose a digit with every step.
+        self.powers = {step: (v.double() ** step).to(v.dtype)[:, None] for step in _doubling(columns)}
         self.G, self.H = G, H
 
     def panel(self, rows: slice) -> Tensor:
         panel = self.G[:, rows].mT @ self.H
-        for step in _doubling(panel.shape[1]):
-            panel[:, step:].add_(self.powers.of(step, rows) * panel[:, :-step])
-        return panel
+        for step, power in self.powers.items():
+            panel[:, step:].add_(power[rows] * panel[:, :-step])
+        return _without_subnormals(panel)
 
     def add_gradients(
         self, rows: slice, panel: Tensor, gradient: Tensor, v_gradient: Tensor, G_gradient: Tensor, H_gradient: Tensor
     ) -> None:
         """With N the gradient of G^T H, `N[i, j] = gradient[i, j] + v[i] N[i, j + 1]`."""
         inner = gradient
-        for step in _doubling(inner.shape[1]):
-            inner[:, :-step].add_(self.powers.of(step, rows) * inner[:, step:])
+        for step, power in self.powers.items():
+            inner[:, :-step].add_(power[rows] * inner[:, step:])
         G_gradient[:, rows] += self.H @ inner.mT
         H_gradient += self.G[:, rows] @ inner
         v_gradient[rows] += inner[:, 1:].mul_(panel[:, :-1]).sum(1)
@@ -176,28 +171,9 @@ _KINDS: dict[str, Any] = {
 }
 
 
-class _Powers:
-    """The powers of nodes that panels need, each rounded once: the first few, then those with exponents 2^k."""
-
-    def __init__(self, v: Tensor, columns: int) -> None:
-        first = range(min(FIRST, columns))
-        self._place = {exponent: place for place, exponent in enumerate([*first, *_doubling(columns, FIRST)])}
-        exponents = torch.tensor(list(self._place), device=v.device)
-        self._table = (v.double()[:, None] ** exponents).to(v.dtype)
-        self._count = len(first)
-
-    def first(self, rows: slice) -> Tensor:
-        """(rows, the first few), from exponent 0."""
-        return self._table[rows, : self._count]
-
-    def of(self, exponent: int, rows: slice) -> Tensor:
-        """One power of the nodes of some rows, as a column."""
-        return self._table[rows, self._place[exponent], None]
-
-
-def _doubling(columns: int, first: int = 1) -> Iterator[int]:
-    """1, 2, 4 and so on below the number of columns, without those below `first`."""
-    step = first
+def _doubling(columns: int) -> Iterator[int]:
+    """1, 2, 4 and so on below the number of columns."""
+    step = 1
     while step < columns:
         yield step
         step *= 2

@@ -1,0 +1,29 @@
+// The powers operator: glue between torch's tensors and the CPU kernel.
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "cpu/instruction_set.h"
+#include "glue.h"
+
+using torch::headeronly::ScalarType;
+using namespace surm::glue;
+
+namespace {
+
+Tensor powers(const Tensor& v_in, int64_t columns) {
+  check_tensor(v_in, "v", 1, v_in);
+  STD_TORCH_CHECK(v_in.scalar_type() == ScalarType::Float || v_in.scalar_type() == ScalarType::Double,
+                  "surm_kernels: v must be float32 or float64");
+  STD_TORCH_CHECK(columns >= 0, "surm_kernels: columns must be at least 0, got ", columns);
+  const Tensor v = torch::stable::contiguous(v_in);
+  Tensor w = empty(v, {v.size(0), columns});
+  if (w.numel() > 0) {
+    surm::cpu::instruction_set().powers->powers(storage_type(v), v.const_data_ptr(), v.size(0), columns,
+                                                w.mutable_data_ptr(), parallel_for);
+  }
+  return w;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) { m.impl("powers", TORCH_BOX(&powers)); }
