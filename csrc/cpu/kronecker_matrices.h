@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "masks.h"
-#include "stages.h"
+#include "prefetch.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 
