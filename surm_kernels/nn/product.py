@@ -2,6 +2,7 @@
 
 import torch
 
+from surm_kernels.nn._constructors import RankedLinear
 from surm_kernels.nn.structured_linear import StructuredLinear
 from surm_kernels.structures import Kronecker, LowRank
 
@@ -24,17 +25,7 @@ class KroneckerLinear(StructuredLinear):
         super().__init__(Kronecker(in_features, out_features, left_shape), bias, device, dtype)
 
 
-class LowRankLinear(StructuredLinear):
+class LowRankLinear(RankedLinear):
     """A linear layer whose weight has low rank: rank (in_features + out_features) parameters."""
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        rank: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(LowRank(in_features, out_features, rank), bias, device, dtype)
+    weight_structure = LowRank

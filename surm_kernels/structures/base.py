@@ -89,6 +89,33 @@ def require_blocks(block_size: int | None, in_features: int, out_features: int) 
         )
 
 
+class TiedEntries(Structure):
+    """A structure with one parameter, of which every entry of W is a value, up to its sign.
+
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" starts from W = 0.
+    """
+
+    initialisations = ("layer", "update")
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        (values,) = parameters
+        bound = 1 / math.sqrt(self.in_features) if method == "layer" else 0
+        values.uniform_(-bound, bound, generator=generator)
+
+
+def initialise_factors(
+    left: Tensor, right: Tensor, method: str, terms: float, generator: torch.Generator | None
+) -> None:
+    """Of a bilinear structure: for "update" left = 0 and right ~ N(0, 0.02^2), else both uniform for `terms` terms."""
+    if method == "update":
+        left.zero_()
+        right.normal_(0, 0.02, generator=generator)
+    else:
+        bound = bilinear_bound(terms)
+        left.uniform_(-bound, bound, generator=generator)
+        right.uniform_(-bound, bound, generator=generator)
+
+
 def bilinear_bound(terms: float) -> float:
     """The bound of uniform g and h for which an output, a sum of `terms` products g h x, varies as in torch.nn.Linear.
 
