@@ -7,11 +7,11 @@
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 
 // u <- u ∘ factor, conj(u) ∘ factor if reflected, for a tile.
-template <class Scalar>
-SURM_INLINE void multiply_tile(bool reflected, const Complex<Vector<Scalar>>* factor, Complex<Vector<Scalar>>* u) {
+template <bool kReflected, class Scalar>
+SURM_INLINE void multiply_tile(const Complex<Vector<Scalar>>* factor, Complex<Vector<Scalar>>* u) {
   SURM_UNROLL
   for (int k = 0; k < kTile<Scalar>; ++k) {
-    u[k] = reflected ? multiply<true>(factor[k], u[k].re, u[k].im) : multiply<false>(u[k], factor[k].re, factor[k].im);
+    u[k] = kReflected ? multiply<true>(factor[k], u[k].re, u[k].im) : multiply<false>(u[k], factor[k].re, factor[k].im);
   }
 }
 
@@ -132,13 +132,17 @@ struct Product {
   void stage_out(size_t stage, int64_t offset, int64_t blocks) {
     walk_stage_out(transform, stage, z, offset, blocks, sinks, prefetch);
   }
-  void middle(int64_t offset, int64_t count) {
+  void middle(int64_t offset, int64_t count) { reflected ? tiles<true>(offset, count) : tiles<false>(offset, count); }
+
+ private:
+  template <bool kReflected>
+  void tiles(int64_t offset, int64_t count) {
     constexpr int T = kTile<Scalar>;
     const auto tile = [&](C* row) SURM_INLINE_LAMBDA {
       prefetch.step();
       C u[T];
       tile_forward<Scalar>(row, u);
-      multiply_tile<Scalar>(reflected, factor, u);
+      multiply_tile<kReflected, Scalar>(factor, u);
       tile_inverse<Scalar>(u, row);
       factor += T;
     };
@@ -169,7 +173,11 @@ struct ProductPullback {
   void stage_out(size_t stage, int64_t offset, int64_t blocks) {
     if (factor != nullptr) walk_stage_out(transform, stage, g, offset, blocks, g_sinks, prefetch);
   }
-  void middle(int64_t offset, int64_t count) {
+  void middle(int64_t offset, int64_t count) { reflected ? tiles<true>(offset, count) : tiles<false>(offset, count); }
+
+ private:
+  template <bool kReflected>
+  void tiles(int64_t offset, int64_t count) {
     constexpr int T = kTile<Scalar>;
     const auto tile = [&](C* g_row, C* x_row) SURM_INLINE_LAMBDA {
       prefetch.step();
@@ -178,12 +186,12 @@ struct ProductPullback {
       tile_forward<Scalar>(g_row, u);
       SURM_UNROLL
       for (int k = 0; k < T; ++k) {
-        sum[k] = sum[k] + (reflected ? multiply<false>(u[k], x_hat[k].re, x_hat[k].im)
-                                     : multiply<true>(u[k], x_hat[k].re, x_hat[k].im));
+        sum[k] = sum[k] + (kReflected ? multiply<false>(u[k], x_hat[k].re, x_hat[k].im)
+                                      : multiply<true>(u[k], x_hat[k].re, x_hat[k].im));
       }
       sum += T;
       if (factor == nullptr) return;
-      multiply_tile<Scalar>(reflected, factor, u);
+      multiply_tile<kReflected, Scalar>(factor, u);
       tile_inverse<Scalar>(u, g_row);
       factor += T;
     };

@@ -141,10 +141,11 @@ _apply: Any = super(torch.autograd.Function, _EagerGenerated).apply
 
 def _differentiable_product(x: Tensor, base: Tensor | None, kind: str, scale: float, *parameters: Tensor) -> Tensor:
     """The operator where it serves, or the plain product."""
-    if not torch.compiler.is_compiling() and (_transforms_active() or forward_ad._current_level >= 0):
+    compiling = torch.compiler.is_dynamo_compiling()
+    if _transforms_active() or (not compiling and forward_ad._current_level >= 0):
         return _plain(x, base, kind, scale, *parameters)
     if not (torch.is_grad_enabled() and _requires_grad((x, base, *parameters))):
         return _generated(x, parameters, base, kind, scale)
-    if torch.compiler.is_compiling():
+    if compiling:
         return Generated.apply(*_distinct((x, base, kind, scale, *parameters)))
     return _apply(x, base, kind, scale, *parameters)
