@@ -3,7 +3,8 @@
 What lasts counts as well: tables and scratch memory that a first call sets up are part of the growth, since only a
 call of another size went before. Not so the working memory of the BLAS library, which plain products set up before.
 Large allocations go back to the system at once (see ENVIRONMENT), so that memory freed earlier cannot hide a later use.
-`python -m surm_kernels.command.bench.memory CASE METHOD IN_FEATURES OUT_FEATURES TOKENS DTYPE THREADS` prints megabytes.
+`python -m surm_kernels.command.bench.memory CASE METHOD IN_FEATURES OUT_FEATURES TOKENS DTYPE THREADS` prints
+megabytes.
 """
 
 import os
