@@ -131,19 +131,21 @@ template <int R, class Storage, class Scalar = ComputeType<Storage>>
 void run_first_stage(const RowSource<Storage>& source, Complex<Vector<Scalar>>* z, int64_t stride,
                      const Vector<Scalar>* w, Prefetch& prefetch) {
   constexpr int L = kLanes<Scalar>;
-  using C = Complex<Vector<Scalar>>;
-  const Storage *re = source.row[0], *im = source.row[1];
+  const Storage *row0 = source.row[0], *row1 = source.row[1];
   const Scalar re_in = source.in[0], im_in = source.in[1];
-  if (source.size == R * stride * L) {
-    first_stage<R, Scalar>(z, stride, w, prefetch, [=](int64_t i) SURM_INLINE_LAMBDA {
-      return C{load_vector(re + i * L) * re_in, load_vector(im + i * L) * im_in};
-    });
-  } else {
-    const PaddedRow<Storage> row0(re, source.size), row1(im, source.size);
-    first_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i) SURM_INLINE_LAMBDA {
-      return C{load_vector(row0.at(i)) * re_in, load_vector(row1.at(i)) * im_in};
-    });
-  }
+  first_stage<R, Scalar>(z, stride, w, prefetch, [=](int64_t i) SURM_INLINE_LAMBDA {
+    return Complex<Vector<Scalar>>{load_vector(row0 + i * L) * re_in, load_vector(row1 + i * L) * im_in};
+  });
+}
+
+template <int R, class Storage, class Scalar = ComputeType<Storage>>
+void run_padded_first_stage(const RowSource<Storage>& source, Complex<Vector<Scalar>>* z, int64_t stride,
+                            const Vector<Scalar>* w, Prefetch& prefetch) {
+  const PaddedRow<Storage> row0(source.row[0], source.size), row1(source.row[1], source.size);
+  const Scalar re_in = source.in[0], im_in = source.in[1];
+  first_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i) SURM_INLINE_LAMBDA {
+    return Complex<Vector<Scalar>>{load_vector(row0.at(i)) * re_in, load_vector(row1.at(i)) * im_in};
+  });
 }
 
 template <int R, class Scalar, class Store>
@@ -161,31 +163,30 @@ SURM_INLINE void last_stage(const Complex<Vector<Scalar>>* z, int64_t stride, co
   }
 }
 
-template <int R, class Storage, class Scalar = ComputeType<Storage>>
+template <int R, bool kBase, class Storage, class Scalar = ComputeType<Storage>>
 void run_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Storage>& sink, int64_t stride,
                     const Vector<Scalar>* w, Prefetch& prefetch) {
   constexpr int L = kLanes<Scalar>;
-  using C = Complex<Vector<Scalar>>;
   const RowSink<Storage> to = sink;
-  if (to.size != R * stride * L) {
-    PaddedRow<Storage> row0(to.row[0], to.size), row1(to.row[1], to.size);
-    const PaddedRow<Storage> base0(to.base[0], to.size), base1(to.base[1], to.size);
-    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
-      store_vector(row0.at(i), u.re * to.factor[0] + load_vector(base0.at(i)));
-      store_vector(row1.at(i), u.im * to.factor[1] + load_vector(base1.at(i)));
-    });
-    row0.finish(), row1.finish();
-  } else if (to.base[0] != nullptr) {
-    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
-      store_vector(to.row[0] + i * L, u.re * to.factor[0] + load_vector(to.base[0] + i * L));
-      store_vector(to.row[1] + i * L, u.im * to.factor[1] + load_vector(to.base[1] + i * L));
-    });
-  } else {
-    last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const C& u) SURM_INLINE_LAMBDA {
-      store_vector(to.row[0] + i * L, u.re * to.factor[0]);
-      store_vector(to.row[1] + i * L, u.im * to.factor[1]);
-    });
-  }
+  last_stage<R, Scalar>(z, stride, w, prefetch, [=](int64_t i, const Complex<Vector<Scalar>>& u) SURM_INLINE_LAMBDA {
+    Vector<Scalar> re = u.re * to.factor[0], im = u.im * to.factor[1];
+    if (kBase) re += load_vector(to.base[0] + i * L), im += load_vector(to.base[1] + i * L);
+    store_vector(to.row[0] + i * L, re);
+    store_vector(to.row[1] + i * L, im);
+  });
+}
+
+template <int R, class Storage, class Scalar = ComputeType<Storage>>
+void run_padded_last_stage(const Complex<Vector<Scalar>>* z, const RowSink<Storage>& sink, int64_t stride,
+                           const Vector<Scalar>* w, Prefetch& prefetch) {
+  PaddedRow<Storage> row0(sink.row[0], sink.size), row1(sink.row[1], sink.size);
+  const PaddedRow<Storage> base0(sink.base[0], sink.size), base1(sink.base[1], sink.size);
+  const Scalar re_out = sink.factor[0], im_out = sink.factor[1];
+  last_stage<R, Scalar>(z, stride, w, prefetch, [&](int64_t i, const Complex<Vector<Scalar>>& u) SURM_INLINE_LAMBDA {
+    store_vector(row0.at(i), u.re * re_out + load_vector(base0.at(i)));
+    store_vector(row1.at(i), u.im * im_out + load_vector(base1.at(i)));
+  });
+  row0.finish(), row1.finish();
 }
 
 }  // namespace
@@ -201,9 +202,12 @@ void walk_stage_in(const Transform<ComputeType<Storage>>& transform, size_t stag
     if (sources[pair].row[0] == nullptr) {
       run_stage<false>(transform, 0, z, 1, prefetch);
     } else {
+      const int64_t stride = first.stride / kLanes<Scalar>;
+      const bool whole = sources[pair].size == transform.plan().length;
       with_butterfly(first.radix, [&](auto r) {
-        run_first_stage<decltype(r)::value>(sources[pair], z, first.stride / kLanes<Scalar>, transform.twiddles(0),
-                                            prefetch);
+        constexpr int R = decltype(r)::value;
+        whole ? run_first_stage<R>(sources[pair], z, stride, transform.twiddles(0), prefetch)
+              : run_padded_first_stage<R>(sources[pair], z, stride, transform.twiddles(0), prefetch);
       });
     }
   }
@@ -222,8 +226,13 @@ void walk_stage_out(const Transform<ComputeType<Storage>>& transform, size_t sta
     if (sink.row[0] == nullptr) {
       run_stage<true>(transform, 0, z, 1, prefetch);
     } else {
+      const bool whole = sink.size == transform.plan().length, base = sink.base[0] != nullptr;
       with_butterfly(last.radix, [&](auto r) {
-        run_last_stage<decltype(r)::value>(z, sink, stride, transform.twiddles(0), prefetch);
+        constexpr int R = decltype(r)::value;
+        const Vector<Scalar>* w = transform.twiddles(0);
+        if (!whole) return run_padded_last_stage<R>(z, sink, stride, w, prefetch);
+        base ? run_last_stage<R, true>(z, sink, stride, w, prefetch)
+             : run_last_stage<R, false>(z, sink, stride, w, prefetch);
       });
     }
   }
