@@ -39,6 +39,7 @@ STABLE_TORCH_LIBRARY(surm_kernels, m) {
   m.def("kronecker_backward(Tensor g, Tensor x, Tensor a, Tensor b, float scale) -> (Tensor, Tensor, Tensor)");
 
   m.def("powers(Tensor v, SymInt columns) -> Tensor");
+  m.def("empty_rows(Tensor x, SymInt columns) -> Tensor");
 }
 
 // What the Python side shows: the name of the instruction set, or the reason why there is none after "error: ".

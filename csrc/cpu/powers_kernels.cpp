@@ -1,12 +1,12 @@
 // Powers of nodes, the rows of a Vandermonde matrix, compiled once per instruction set.
 //
-// A vector of consecutive powers moves along the row by one multiplication, in float64, so that float32 is rounded once.
-#include "powers.h"
-
+// A vector of consecutive powers moves along the row by one multiplication, in float64, so that float32 is rounded
+// once.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "powers.h"
 #include "vector.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surm_kernels.ops.powers import powers
+from surm_kernels.ops._library import define
+from surm_kernels.reference.ops import generated as reference
 from surm_kernels.reference.ops._rows import wide
 
 SMALL = 1 << 18  # bytes of a matrix that is one panel
@@ -20,10 +21,18 @@ PANEL_ROWS = 384  # at most, of a larger one, and no more than half; a product w
 TOKENS = 1024  # in a group of 16-bit tokens
 
 
+# v[i]^j for v (m,) in float32 or float64, rounded once, subnormal powers zero; empty rows (T, columns) like x (T, n),
+# in memory that is cheap to fill. Neither knows derivatives: those of a panel have closed formulas.
+_powers = define(
+    "powers(Tensor v, SymInt columns) -> Tensor", lambda v, columns: v.new_empty(v.shape[0], columns), reference.powers
+)
+_empty_rows = define("empty_rows(Tensor x, SymInt columns) -> Tensor", reference.empty_rows, reference.empty_rows)
+
+
 def generated(x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, kind: str, scale: float) -> Tensor:
     matrix = _KINDS[kind](x.shape[-1], *parameters)
-    y = x.new_empty(*x.shape[:-1], parameters[0].shape[0])
-    inputs, outputs = _tokens(x), _tokens(y)
+    inputs = _tokens(x)
+    outputs = _empty_rows(inputs, parameters[0].shape[0])
     starts = outputs if base is None else _tokens(base)
     for group in _groups(inputs):
         tokens, start, output = wide(inputs[group]), wide(starts[group]), outputs[group]
@@ -33,16 +42,16 @@ def generated(x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, kind
             torch.addmm(start[:, rows], tokens, panel.mT, beta=0 if base is None else 1, alpha=scale, out=part)
             del panel  # before the next one comes
         _store(result, output)
-    return y
+    return outputs.view(*x.shape[:-1], outputs.shape[-1])
 
 
 def generated_backward(
     g: Tensor, x: Tensor, parameters: Sequence[Tensor], kind: str, scale: float, need_x: bool, need_parameters: bool
 ) -> list[Tensor]:
     matrix = _KINDS[kind](x.shape[-1], *parameters)
-    x_gradient = x.new_empty(x.shape if need_x else (0, x.shape[-1]))
+    outer, inner = _tokens(g), _tokens(x)
+    results = _empty_rows(inner if need_x else inner[:0], x.shape[-1])
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
-    outer, inner, results = _tokens(g), _tokens(x), _tokens(x_gradient)
     for group in _groups(inner):
         cotangents, tokens, output = wide(outer[group]), wide(inner[group]), results[group]
         result = _accumulator(output)
@@ -54,7 +63,7 @@ def generated_backward(
                 matrix.add_gradients(rows, panel, cotangents[:, rows].mT @ tokens, *gradients)
             del panel
         _store(result, output)
-    return [x_gradient] * need_x + [gradient * scale for gradient in gradients] * need_parameters
+    return [results.view(x.shape)] * need_x + [gradient * scale for gradient in gradients] * need_parameters
 
 
 def _tokens(t: Tensor) -> Tensor:
@@ -102,7 +111,7 @@ class _Vandermonde:
         self.exponents = torch.arange(columns, dtype=v.dtype, device=v.device)
 
     def panel(self, rows: slice) -> Tensor:
-        return powers(self.v[rows], len(self.exponents))
+        return _powers(self.v[rows], len(self.exponents))
 
     def add_gradients(self, rows: slice, panel: Tensor, gradient: Tensor, v_gradient: Tensor) -> None:
         """The derivative of `v[i]^j` is `j v[i]^(j - 1)`."""

@@ -1,4 +1,4 @@
-// The powers operator: glue between torch's tensors and the CPU kernel.
+// What generated matrices need of the library: powers of nodes, and memory for rows.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -24,6 +24,14 @@ Tensor powers(const Tensor& v_in, int64_t columns) {
   return w;
 }
 
+Tensor empty_like_rows(const Tensor& x, int64_t columns) {
+  check_tensor(x, "x", 2, x);
+  return empty_rows(x, {x.size(0), columns});
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) { m.impl("powers", TORCH_BOX(&powers)); }
+STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
+  m.impl("powers", TORCH_BOX(&powers));
+  m.impl("empty_rows", TORCH_BOX(&empty_like_rows));
+}
