@@ -63,7 +63,8 @@ def generated_backward(
                 matrix.add_gradients(rows, panel, cotangents[:, rows].mT @ tokens, *gradients)
             del panel
         _store(result, output)
-    return [results.view(x.shape)] * need_x + [gradient * scale for gradient in gradients] * need_parameters
+    x_gradients = [results.view(x.shape)] if need_x else []
+    return x_gradients + [gradient * scale for gradient in gradients] * need_parameters
 
 
 def _tokens(t: Tensor) -> Tensor:
