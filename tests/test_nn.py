@@ -204,3 +204,26 @@ def test_bad_sizes_are_refused() -> None:
         BlockCirculantLinear(12, 8, 5)
     with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 12\), got \(3, 8\)"):
         CirculantLinear(12, 8)(torch.zeros(3, 8))
+
+
+@layer_cases
+def test_layers_compile_without_graph_breaks_and_give_the_same_gradients(name: str) -> None:
+    torch._dynamo.reset()
+    layer = make(name)
+    x = torch.randn(5, layer.in_features, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    got, wanted = compiled(x), layer(x)
+    assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (got, wanted)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()) + 1e-6)
+
+
+@layer_cases
+def test_layers_under_autocast_give_its_type_and_gradients_in_that_of_the_parameters(name: str) -> None:
+    layer = make(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(torch.randn(5, layer.in_features))
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
