@@ -435,3 +435,15 @@ def test_parameters_and_subclasses_of_tensor_are_tensors() -> None:
     wanted = functional.circulant_linear(x, c)
     assert torch.equal(functional.circulant_linear(x, torch.nn.Parameter(c)), wanted)
     assert torch.equal(functional.circulant_linear(x.as_subclass(Marked), c).as_subclass(Tensor), wanted)
+
+
+@pytest.mark.parametrize("dtype", oracle.SIXTEEN_BIT, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("needs_x", [False, True], ids=["x fixed", "x trained"])
+def test_symmetric_diagonals_of_16_bits_get_a_gradient_that_is_rounded_once(needs_x: bool, dtype: torch.dtype) -> None:
+    size = 192
+    t = torch.randn(size).to(dtype).requires_grad_()
+    x, g = (torch.randn(17, size).to(dtype) for _ in range(2))
+    (got,) = torch.autograd.grad(functional.symmetric_toeplitz_linear(x.requires_grad_(needs_x), t), t, g)
+    wide = t.detach().double().requires_grad_()
+    (exact,) = torch.autograd.grad(x.detach().double() @ oracle.symmetric_toeplitz(wide).T, wide, g.double())
+    oracle.assert_close(got, exact)

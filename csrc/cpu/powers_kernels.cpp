@@ -13,7 +13,7 @@ namespace surm::cpu::SURM_INSTRUCTION_SET {
 namespace {
 
 constexpr int64_t kValuesWorthAThread = 16 * 1024;
-constexpr int64_t kFreshStart = 64;  // columns of float64 after which std::pow takes away what rounding has added
+constexpr int64_t kFreshStart = 16;  // columns of float64 after which std::pow takes away what rounding has added
 
 template <class Scalar>
 void powers_of(double node, int64_t columns, Scalar* row) {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.functional._product import product
+from surm_kernels.functional._product import Wide, product
 from surm_kernels.ops import toeplitz as _ops
 
 
@@ -53,7 +53,7 @@ def symmetric_toeplitz_linear(x: Tensor, t: Tensor, *, base: Tensor | None = Non
     def operator(rows: Tensor, t: Tensor, base: Tensor | None, scale: float) -> Tensor:
         return _operator(rows, both_sides(t), base, scale, columns=size, reflected=False)
 
-    return product(operator, x, {"t": t}, size, size, base, scale, wide="parameters")
+    return product(operator, x, {"t": t}, size, size, base, scale, wide=wide_for(x, t))
 
 
 def hankel_linear(x: Tensor, h: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -75,6 +75,15 @@ def hankel_linear(x: Tensor, h: Tensor, *, base: Tensor | None = None, scale: fl
     Equivalent to `F.linear(x, scale * dense.hankel(h, n), bias=base)`.
     """
     return _toeplitz(x, "h", h, base, scale, reflected=True)
+
+
+def wide_for(x: Tensor, t: Tensor) -> Wide:
+    """What is widened where values of t fill several diagonals, so that t's gradient is rounded once.
+
+    The operators sum into float32 for a float32 t, but for the pullback alone, which knows only the type of x.
+    """
+    alone = isinstance(x, Tensor) and not x.requires_grad and t.requires_grad
+    return "everything" if alone else "parameters"
 
 
 def both_sides(t: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from surm_kernels import dense
 from surm_kernels.functional._product import product
+from surm_kernels.functional.toeplitz import wide_for
 from surm_kernels.ops import toeplitz as _ops
 from surm_kernels.structures.base import Structure, tied_means
 
@@ -36,7 +37,7 @@ class SymmetricToeplitz(Structure):
         (t,) = parameters
         # 16-bit t is widened, so that the two diagonals that meet in its gradient are rounded once.
         sizes = self.in_features, self.out_features
-        return product(self.operator, x, {"t": t}, *sizes, base, scale, wide="parameters")
+        return product(self.operator, x, {"t": t}, *sizes, base, scale, wide=wide_for(x, t))
 
     def operator(self, rows: Tensor, t: Tensor, base: Tensor | None, scale: float) -> Tensor:
         """The product in operator form, (1, T, in_features) to (1, T, out_features); t may be wider than the rest."""
