@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks, dense, functional
-from surm_kernels.structures.base import Structure, bilinear_bound
+from surm_kernels.structures.base import Structure, initialise_factors
 
 
 class CauchyLike(Structure):
@@ -29,13 +29,8 @@ class CauchyLike(Structure):
         v, u, G, H = parameters
         v.uniform_(1, 2, generator=generator)
         u.uniform_(-2, -1, generator=generator)
-        if method == "update":
-            G.zero_()
-            H.normal_(0, 0.02, generator=generator)
-        else:
-            bound = bilinear_bound(H.numel())
-            G.uniform_(-bound, bound, generator=generator)
-            H.uniform_(-bound, bound, generator=generator)
+        initialise_factors(G, H, method, H.numel(), generator)
+        if method == "layer":
             G.mul_(((v + 1) * (v + 2)).sqrt())  # 1 / (v - u)^2 is on average 1 / ((v + 1) (v + 2))
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:

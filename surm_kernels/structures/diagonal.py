@@ -1,24 +1,18 @@
 """What Toeplitz and Hankel matrices share: one value a diagonal or antidiagonal, whole or in blocks."""
 
-import math
-
-import torch
 from torch import Tensor
 
 from surm_kernels import dense, functional
-from surm_kernels.structures.base import Structure, check_tokens, require_blocks, tied_means
+from surm_kernels.structures.base import TiedEntries, check_tokens, require_blocks, tied_means
 
 
-class DiagonalStructure(Structure):
+class DiagonalStructure(TiedEntries):
     """The matrix with one value a diagonal, an antidiagonal if `reflected`: out_features + in_features - 1 values.
 
     Rectangular by nature. With `block_size` b the parameter is (out_features / b, in_features / b, 2 b - 1), the
     diagonals of square blocks.
-
-    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" starts from W = 0.
     """
 
-    initialisations = ("layer", "update")
     reflected: bool
     parameter: str
 
@@ -32,14 +26,6 @@ class DiagonalStructure(Structure):
         if block is None:
             return {self.parameter: (self.out_features + self.in_features - 1,)}
         return {self.parameter: (self.out_features // block, self.in_features // block, 2 * block - 1)}
-
-    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
-        (t,) = parameters
-        if method == "update":
-            t.zero_()
-        else:
-            bound = 1 / math.sqrt(self.in_features)
-            t.uniform_(-bound, bound, generator=generator)
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         (t,) = parameters

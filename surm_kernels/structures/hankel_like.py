@@ -5,7 +5,7 @@ from torch import Tensor
 
 from surm_kernels import _checks, dense
 from surm_kernels.functional.ldr import hankel_like_top_left
-from surm_kernels.structures.base import Structure, bilinear_bound
+from surm_kernels.structures.base import Structure, initialise_factors
 
 
 class HankelLike(Structure):
@@ -30,14 +30,9 @@ class HankelLike(Structure):
 
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         G, H = parameters
-        if method == "update":
-            G.zero_()
-            H.normal_(0, 0.02, generator=generator)
-        else:
-            # Z_0(h) J is triangular: column j meets j + 1 values of a generator.
-            bound = bilinear_bound(self.rank * self.in_features * (self.in_features + 1) / 2)
-            G.uniform_(-bound, bound, generator=generator)
-            H.uniform_(-bound, bound, generator=generator)
+        # Z_0(h) J is triangular: column j meets j + 1 values of a generator.
+        terms = self.rank * self.in_features * (self.in_features + 1) / 2
+        initialise_factors(G, H, method, terms, generator)
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         G, H = parameters

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks, dense, functional
-from surm_kernels.structures.base import Structure, bilinear_bound
+from surm_kernels.structures.base import Structure, initialise_factors
 
 
 class Kronecker(Structure):
@@ -43,17 +43,12 @@ class Kronecker(Structure):
 
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         A, B = parameters
-        if method == "update":
-            A.zero_()
-            B.normal_(0, 0.02, generator=generator)
-        elif method == "repo":
+        if method == "repo":
             bound = 1 / math.sqrt(A.shape[1])
             A.uniform_(-bound, bound, generator=generator)
             B.zero_()
         else:
-            bound = bilinear_bound(self.in_features)
-            A.uniform_(-bound, bound, generator=generator)
-            B.uniform_(-bound, bound, generator=generator)
+            initialise_factors(A, B, method, self.in_features, generator)
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         return functional.kronecker_linear(x, *parameters, base=base, scale=scale)

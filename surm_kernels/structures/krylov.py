@@ -1,26 +1,21 @@
 """What circulant and skew-circulant share: f-circulant matrices with f = 1 or -1, whole or in blocks."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from surm_kernels import dense, functional
 from surm_kernels.ops import krylov as _ops
-from surm_kernels.structures.base import Structure, check_tokens, require_blocks
+from surm_kernels.structures.base import TiedEntries, check_tokens, require_blocks
 
 
-class KrylovStructure(Structure):
+class KrylovStructure(TiedEntries):
     """The f-circulant matrix Z_f(v), f = `sign`.
 
     Without `block_size` v is (n,) with n = max(in_features, out_features), and the map is the top left part of the
     square. With it v is (out_features / block_size, in_features / block_size, block_size), first columns of blocks.
-
-    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" starts from W = 0.
     """
 
-    initialisations = ("layer", "update")
     sign: int
     parameter: str
 
@@ -34,14 +29,6 @@ class KrylovStructure(Structure):
         if block is None:
             return {self.parameter: (max(self.in_features, self.out_features),)}
         return {self.parameter: (self.out_features // block, self.in_features // block, block)}
-
-    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
-        (v,) = parameters
-        if method == "update":
-            v.zero_()
-        else:
-            bound = 1 / math.sqrt(self.in_features)
-            v.uniform_(-bound, bound, generator=generator)
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         (v,) = parameters

@@ -1,7 +1,5 @@
 """Symmetric Toeplitz matrices: `W[i, j] = t[abs(i - j)]`."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,33 +7,20 @@ from surm_kernels import dense
 from surm_kernels.functional._product import product
 from surm_kernels.functional.toeplitz import wide_for
 from surm_kernels.ops import toeplitz as _ops
-from surm_kernels.structures.base import Structure, tied_means
+from surm_kernels.structures.base import TiedEntries, tied_means
 
 
-class SymmetricToeplitz(Structure):
+class SymmetricToeplitz(TiedEntries):
     """The symmetric Toeplitz matrix with first column t, (n,) with n = max(in_features, out_features), or its top left.
 
     That part is a rectangular Toeplitz matrix itself, so nothing is padded.
-
-    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" starts from W = 0.
     """
-
-    initialisations = ("layer", "update")
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"t": (max(self.in_features, self.out_features),)}
 
-    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
-        (t,) = parameters
-        if method == "update":
-            t.zero_()
-        else:
-            bound = 1 / math.sqrt(self.in_features)
-            t.uniform_(-bound, bound, generator=generator)
-
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         (t,) = parameters
-        # 16-bit t is widened, so that the two diagonals that meet in its gradient are rounded once.
         sizes = self.in_features, self.out_features
         return product(self.operator, x, {"t": t}, *sizes, base, scale, wide=wide_for(x, t))
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from surm_kernels import _checks, dense
 from surm_kernels.functional.ldr import toeplitz_like_top_left
-from surm_kernels.structures.base import Structure, bilinear_bound
+from surm_kernels.structures.base import Structure, initialise_factors
 from surm_kernels.structures.least_squares import nearest_generators
 
 
@@ -33,13 +33,7 @@ class ToeplitzLike(Structure):
 
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         G, H = parameters
-        if method == "update":
-            G.zero_()
-            H.normal_(0, 0.02, generator=generator)
-        else:
-            bound = bilinear_bound(self.in_features * G.numel())
-            G.uniform_(-bound, bound, generator=generator)
-            H.uniform_(-bound, bound, generator=generator)
+        initialise_factors(G, H, method, self.in_features * G.numel(), generator)
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         G, H = parameters

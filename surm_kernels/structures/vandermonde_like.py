@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks, dense, functional
-from surm_kernels.structures.base import Structure, bilinear_bound
+from surm_kernels.structures.base import Structure, initialise_factors
 from surm_kernels.structures.vandermonde import LARGEST_NODE
 
 
@@ -29,13 +29,8 @@ class VandermondeLike(Structure):
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         v, G, H = parameters
         v.uniform_(-LARGEST_NODE, LARGEST_NODE, generator=generator)
-        if method == "update":
-            G.zero_()
-            H.normal_(0, 0.02, generator=generator)
-        else:
-            bound = bilinear_bound(H.numel())
-            G.uniform_(-bound, bound, generator=generator)
-            H.uniform_(-bound, bound, generator=generator)
+        initialise_factors(G, H, method, H.numel(), generator)
+        if method == "layer":
             G.div_(self._spread(v).to(G.dtype))
 
     def _spread(self, v: Tensor) -> Tensor:
