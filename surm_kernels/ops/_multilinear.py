@@ -26,6 +26,7 @@ class Form:
             gets the size of that argument's last dimension, or None where it knows. Products have a base to add: those
             are positions 0 and 1 of a form with parameters.
         fused: for some positions a function `(*arguments, *constants)` that gives all other partials in one pass.
+        merge: `(weight, out, *arguments but g and x, *constants)` writes weight + scale W to out, outside of autograd.
 
     `partial(position, base, *arguments, *constants)` and `gradients(position, *arguments, *constants)` call them,
     through the autograd.Functions `Partial` and `Gradients` where somebody asks for a derivative.
@@ -36,9 +37,11 @@ class Form:
         name: str,
         partials: Sequence[Callable[..., Tensor]],
         fused: Mapping[int, Callable[..., tuple[Tensor, ...]]] | None = None,
+        merge: Callable[..., None] | None = None,
     ) -> None:
         self.partials = partials
         self.fused = fused or {}
+        self.merge = merge
         self.arity = len(partials)
         self.Partial = type(name, (_Partial,), {})
         self.Gradients = type(f"{name}Gradients", (_Gradients,), {})

@@ -1,7 +1,8 @@
 """What a structure is: a linear map W(parameters) from in_features to out_features with few parameters.
 
 A structure holds sizes and formulas, never tensors: layers, adapters and optimisers own the parameters and pass them
-in, in the order of `parameter_shapes`. So one structure serves a layer, a frozen base with an update, or a test.
+in, in the order of `parameter_shapes`. So one structure serves a layer, a frozen base with an update, or a test. Two
+structures of the same class and arguments are equal.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
+from surm_kernels.ops._library import without_autocast
 
 
 class Structure(ABC):
@@ -22,6 +24,8 @@ class Structure(ABC):
 
     #: Names `initialise` accepts; the first is the default.
     initialisations: tuple[str, ...]
+    #: Names in `parameter_shapes` of what is never trained: a layer keeps them as buffers.
+    constants: tuple[str, ...] = ()
 
     def __init__(self, in_features: int, out_features: int) -> None:
         _checks.require_size("in_features", in_features)
@@ -34,8 +38,12 @@ class Structure(ABC):
         """Name and shape of every parameter, in the order the other methods take them."""
 
     def count(self) -> int:
-        """How many numbers the parameters hold."""
-        return sum(math.prod(shape) for shape in self.parameter_shapes().values())
+        """How many numbers are trained."""
+        return sum(math.prod(shape) for name, shape in self.parameter_shapes().items() if name not in self.constants)
+
+    def prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The constants, in their order, of an update of a frozen weight."""
+        return ()
 
     @torch.no_grad()
     def initialise(
@@ -59,6 +67,45 @@ class Structure(ABC):
     def dense(self, *parameters: Tensor) -> Tensor:
         """The matrix W, (out_features, in_features)."""
 
+    def gradients(
+        self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of `scale * <g, x @ W.T>` with respect to x and to each parameter, themselves not recorded.
+
+        Args:
+            g: gradient of the output, (..., out_features), like x in type and leading shape.
+            x: tokens, (..., in_features).
+            parameters: in the order of `parameter_shapes`.
+            scale: factor of the product.
+            input_gradient: whether that of x is wanted; it is None otherwise, as those of constants are.
+
+        This one lets autograd differentiate `linear`, at the price of a product that nobody needs.
+        """
+        wanted = [input_gradient, *(name not in self.constants for name in self.parameter_shapes())]
+        with torch.enable_grad(), without_autocast(x):
+            leaves = [t.detach().requires_grad_(need) for t, need in zip((x, *parameters), wanted, strict=True)]
+            y = self.linear(leaves[0], *leaves[1:], scale=scale)
+        inputs = [leaf for leaf in leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(y, inputs, g, materialize_grads=True))
+        return tuple(next(found) if need else None for need in wanted)
+
+    @torch.no_grad()
+    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+        """`weight + scale * W`, not recorded, in `out` where it is given, else in a new tensor like `weight`.
+
+        The sum is taken in float32 at least and rounded once, to the type of the result; `out` may be `weight`.
+        """
+        update = self.dense(*(p.to(torch.promote_types(p.dtype, torch.float32)) for p in parameters))
+        return torch.add(weight, update, alpha=scale, out=torch.empty_like(weight) if out is None else out)
+
+    def token_work(self) -> float:
+        """Multiplications and additions, nominally, of the product of one token; for the choice of a strategy."""
+        return self.in_features * self.out_features
+
+    def merge_work(self) -> float:
+        """Multiplications and additions, nominally, of forming W."""
+        return self.in_features * self.out_features
+
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The parameters of the matrix nearest to `weight` in Frobenius norm."""
         raise NotImplementedError(f"the nearest {type(self).__name__} to a matrix has no known formula")
@@ -69,6 +116,12 @@ class Structure(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and repr(other) == repr(self)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def _check_weight(self, weight: Tensor) -> None:
         _checks.require_floating("weight", weight)
@@ -141,3 +194,8 @@ def check_tokens(x: Tensor, in_features: int) -> None:
     _checks.require_floating("x", x)
     if x.dim() == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
+
+
+def transform_work(length: int) -> float:
+    """Multiplications and additions, nominally, of a transform of real values there and back."""
+    return length * math.log2(2 * length)

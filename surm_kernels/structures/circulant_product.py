@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from surm_kernels.structures.base import Structure
 from surm_kernels.structures.circulant import Circulant
+from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 
 
-class CirculantProduct(Structure):
+class CirculantProduct(PrimitiveStructure):
     """C(r1) * C(r2) = C(r1 * r2), elementwise, whole or in blocks.
 
     Initialisations, both with W = 0: "update" is r1 = 0 and r2 ~ N(0, 0.02^2), "repo" r2 ~ N(0, 1) as in the
@@ -32,6 +32,13 @@ class CirculantProduct(Structure):
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         r1, r2 = parameters
         return self.circulant.linear(x, r1 * r2, base=base, scale=scale)
+
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
+        r1, r2 = parameters
+        return self.circulant.primitive(r1 * r2, scale=scale)
+
+    def token_work(self) -> float:
+        return self.circulant.token_work()
 
     def dense(self, *parameters: Tensor) -> Tensor:
         r1, r2 = parameters

@@ -3,10 +3,12 @@
 from torch import Tensor
 
 from surm_kernels import dense, functional
-from surm_kernels.structures.base import TiedEntries, check_tokens, require_blocks, tied_means
+from surm_kernels.ops import toeplitz as _ops
+from surm_kernels.structures.base import TiedEntries, check_tokens, require_blocks, tied_means, transform_work
+from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 
 
-class DiagonalStructure(TiedEntries):
+class DiagonalStructure(TiedEntries, PrimitiveStructure):
     """The matrix with one value a diagonal, an antidiagonal if `reflected`: out_features + in_features - 1 values.
 
     Rectangular by nature. With `block_size` b the parameter is (out_features / b, in_features / b, 2 b - 1), the
@@ -32,6 +34,17 @@ class DiagonalStructure(TiedEntries):
         check_tokens(x, self.in_features)
         product = functional.hankel_linear if self.reflected else functional.toeplitz_linear
         return product(x, t, base=base, scale=scale)
+
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
+        (t,) = parameters
+        blocks = t.view(1, 1, 1, -1) if self.block_size is None else t.unsqueeze(0)
+        return Primitive(_ops.form, (blocks,), (self.block_size or self.in_features, scale, self.reflected))
+
+    def token_work(self) -> float:
+        block = self.block_size
+        if block is None:
+            return 2 * transform_work(self.in_features + self.out_features)
+        return (self.in_features + self.out_features) // block * transform_work(2 * block) + self.count()
 
     def dense(self, *parameters: Tensor) -> Tensor:
         (t,) = parameters

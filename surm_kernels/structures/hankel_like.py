@@ -5,7 +5,7 @@ from torch import Tensor
 
 from surm_kernels import _checks, dense
 from surm_kernels.functional.ldr import hankel_like_top_left
-from surm_kernels.structures.base import Structure, initialise_factors
+from surm_kernels.structures.base import Structure, initialise_factors, transform_work
 
 
 class HankelLike(Structure):
@@ -37,6 +37,12 @@ class HankelLike(Structure):
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         G, H = parameters
         return hankel_like_top_left(x, G, H, self.in_features, self.out_features, base=base, scale=scale)
+
+    def token_work(self) -> float:
+        return (2 * self.rank + 4) * transform_work(max(self.in_features, self.out_features))
+
+    def merge_work(self) -> float:
+        return max(self.in_features, self.out_features) * self.token_work()
 
     def dense(self, *parameters: Tensor) -> Tensor:
         return dense.hankel_like(*parameters)[: self.out_features, : self.in_features]

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks, dense, functional
-from surm_kernels.structures.base import Structure, initialise_factors
+from surm_kernels.ops import kronecker as _ops
+from surm_kernels.structures.base import initialise_factors
+from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 
 
-class Kronecker(Structure):
+class Kronecker(PrimitiveStructure):
     """The Kronecker product of A (p, q) and B (r, s), with p r = out_features and q s = in_features.
 
     `left_shape` is (p, q). By default p is the least divisor of out_features not below its square root, q the greatest
@@ -52,6 +54,14 @@ class Kronecker(Structure):
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         return functional.kronecker_linear(x, *parameters, base=base, scale=scale)
+
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
+        A, B = parameters
+        return Primitive(_ops.form, (A.unsqueeze(0), B.unsqueeze(0)), (scale,))
+
+    def token_work(self) -> float:
+        (p, q), (r, s) = self.left_shape, self.right_shape
+        return min(q * s * r + r * q * p, q * s * p + p * s * r)
 
     def dense(self, *parameters: Tensor) -> Tensor:
         return dense.kronecker(*parameters)

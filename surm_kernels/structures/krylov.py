@@ -6,10 +6,12 @@ from torch.nn import functional as torch_functional
 
 from surm_kernels import dense, functional
 from surm_kernels.ops import krylov as _ops
-from surm_kernels.structures.base import TiedEntries, check_tokens, require_blocks
+from surm_kernels.ops import toeplitz as _toeplitz_ops
+from surm_kernels.structures.base import TiedEntries, check_tokens, require_blocks, transform_work
+from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 
 
-class KrylovStructure(TiedEntries):
+class KrylovStructure(TiedEntries, PrimitiveStructure):
     """The f-circulant matrix Z_f(v), f = `sign`.
 
     Without `block_size` v is (n,) with n = max(in_features, out_features), and the map is the top left part of the
@@ -34,11 +36,29 @@ class KrylovStructure(TiedEntries):
         (v,) = parameters
         if self.block_size is not None or self.in_features == self.out_features:
             return functional.krylov_linear(x, v, self.sign, base=base, scale=scale)
-        # The top left part of the square is a Toeplitz matrix, which needs no padding of x.
         check_tokens(x, self.in_features)
+        return functional.toeplitz_linear(x, self._diagonals(v), base=base, scale=scale)
+
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
+        (v,) = parameters
+        if self.block_size is not None:
+            return Primitive(_ops.form, (v.unsqueeze(0),), (self.sign, scale))
+        if self.in_features == self.out_features:
+            return Primitive(_ops.form, (v.view(1, 1, 1, -1),), (self.sign, scale))
+        t = self._diagonals(v).view(1, 1, 1, -1)
+        return Primitive(_toeplitz_ops.form, (t,), (self.in_features, scale, False))
+
+    def _diagonals(self, v: Tensor) -> Tensor:
+        """Those of the top left part of the square: a Toeplitz matrix, which needs no padding of x."""
         above = v[v.shape[0] - self.in_features + 1 :]
-        t = torch.cat([above if self.sign == 1 else -above, v[: self.out_features]])
-        return functional.toeplitz_linear(x, t, base=base, scale=scale)
+        return torch.cat([above if self.sign == 1 else -above, v[: self.out_features]])
+
+    def token_work(self) -> float:
+        if self.block_size is None:
+            square = self.in_features == self.out_features
+            return 2 * transform_work(self.in_features if square else self.in_features + self.out_features)
+        blocks = (self.in_features + self.out_features) // self.block_size
+        return blocks * transform_work(self.block_size) + self.count()
 
     def dense(self, *parameters: Tensor) -> Tensor:
         (v,) = parameters

@@ -41,6 +41,21 @@ class LowRank(Structure):
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         return functional.low_rank_linear(x, *parameters, base=base, scale=scale)
 
+    @torch.no_grad()
+    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+        """`weight + scale * B @ A`, in one matrix product where all types agree, see `Structure.merge`."""
+        A, B = parameters
+        types = {t.dtype for t in (weight, A, B, weight if out is None else out)}
+        if types not in ({torch.float32}, {torch.float64}) or out is weight:
+            return super().merge(weight, *parameters, scale=scale, out=out)
+        return torch.addmm(weight, B, A, alpha=scale, out=torch.empty_like(weight) if out is None else out)
+
+    def token_work(self) -> float:
+        return self.rank * (self.in_features + self.out_features)
+
+    def merge_work(self) -> float:
+        return self.rank * self.in_features * self.out_features
+
     def dense(self, *parameters: Tensor) -> Tensor:
         return dense.low_rank(*parameters)
 

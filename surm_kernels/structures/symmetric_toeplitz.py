@@ -7,14 +7,17 @@ from surm_kernels import dense
 from surm_kernels.functional._product import product
 from surm_kernels.functional.toeplitz import wide_for
 from surm_kernels.ops import toeplitz as _ops
-from surm_kernels.structures.base import TiedEntries, tied_means
+from surm_kernels.structures.base import TiedEntries, tied_means, transform_work
+from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 
 
-class SymmetricToeplitz(TiedEntries):
+class SymmetricToeplitz(TiedEntries, PrimitiveStructure):
     """The symmetric Toeplitz matrix with first column t, (n,) with n = max(in_features, out_features), or its top left.
 
     That part is a rectangular Toeplitz matrix itself, so nothing is padded.
     """
+
+    widened = True
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"t": (max(self.in_features, self.out_features),)}
@@ -28,6 +31,13 @@ class SymmetricToeplitz(TiedEntries):
         """The product in operator form, (1, T, in_features) to (1, T, out_features); t may be wider than the rest."""
         diagonals = self._diagonals(t).view(1, 1, 1, -1)
         return _ops.toeplitz(rows, diagonals, base, self.in_features, scale, False, False)
+
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
+        (t,) = parameters
+        return Primitive(_ops.form, (self._diagonals(t).view(1, 1, 1, -1),), (self.in_features, scale, False))
+
+    def token_work(self) -> float:
+        return 2 * transform_work(self.in_features + self.out_features)
 
     def dense(self, *parameters: Tensor) -> Tensor:
         (t,) = parameters

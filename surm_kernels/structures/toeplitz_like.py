@@ -7,11 +7,13 @@ from torch import Tensor
 
 from surm_kernels import _checks, dense
 from surm_kernels.functional.ldr import toeplitz_like_top_left
-from surm_kernels.structures.base import Structure, initialise_factors
+from surm_kernels.ops import ldr as _ops
+from surm_kernels.structures.base import initialise_factors, transform_work
 from surm_kernels.structures.least_squares import nearest_generators
+from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 
 
-class ToeplitzLike(Structure):
+class ToeplitzLike(PrimitiveStructure):
     """The matrix of displacement rank `rank` with generators G and H of shape (rank, n).
 
     n = max(in_features, out_features), and the map is the top left part of the square.
@@ -38,6 +40,16 @@ class ToeplitzLike(Structure):
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         G, H = parameters
         return toeplitz_like_top_left(x, G, H, self.in_features, self.out_features, base=base, scale=scale)
+
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
+        G, H = parameters
+        return Primitive(_ops.form, (G.unsqueeze(0), H.unsqueeze(0)), (scale, False))
+
+    def token_work(self) -> float:
+        return (2 * self.rank + 2) * transform_work(max(self.in_features, self.out_features))
+
+    def merge_work(self) -> float:
+        return max(self.in_features, self.out_features) * self.token_work()
 
     def dense(self, *parameters: Tensor) -> Tensor:
         return dense.toeplitz_like(*parameters)[: self.out_features, : self.in_features]

@@ -43,6 +43,12 @@ class ToeplitzProduct(Structure):
         sizes = self.in_features, self.out_features
         return product(self._operator, x, {"t1": t1, "t2": t2}, *sizes, base, scale, wide="everything")
 
+    def token_work(self) -> float:
+        return self.first.token_work() + self.second.token_work()
+
+    def merge_work(self) -> float:
+        return self.in_features * self.token_work()
+
     def dense(self, *parameters: Tensor) -> Tensor:
         t1, t2 = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in parameters)
         identity = torch.eye(self.in_features, dtype=t1.dtype, device=t1.device).unsqueeze(0)

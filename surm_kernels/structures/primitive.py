@@ -1,0 +1,65 @@
+"""What structures share whose map is one primitive: gradients and merging without autograd through the product."""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from surm_kernels.ops._library import without_autocast
+from surm_kernels.ops._multilinear import Form
+from surm_kernels.structures.base import Structure
+
+
+class Primitive(NamedTuple):
+    """The form <g, x W^T> of a structure: the form's tensors but g and x, and its constants."""
+
+    form: Form
+    arguments: tuple[Tensor, ...]
+    constants: tuple[Any, ...]
+
+
+class PrimitiveStructure(Structure):
+    """A structure with W = W(arguments) of one primitive, whose arguments are simple functions of the parameters."""
+
+    #: Whether parameters of 16 bits reach the primitive in float32, so that their gradients are rounded once.
+    widened = False
+
+    @abstractmethod
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
+        """The primitive, its arguments by differentiable operations."""
+
+    def gradients(
+        self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of `scale * <g, x @ W.T>` by the primitive's own operators, see `Structure.gradients`."""
+        inside = torch.promote_types(x.dtype, torch.float32) if self.widened else x.dtype
+        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+        with torch.enable_grad(), without_autocast(x):
+            primitive = self.primitive(*(leaf.to(inside) for leaf in leaves), scale=scale)
+        with torch.no_grad():
+            rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
+            x_gradient, inner = _gradients(primitive, cotangents, rows, input_gradient)
+        outer = torch.autograd.grad(primitive.arguments, leaves, inner, materialize_grads=True)
+        return None if x_gradient is None else x_gradient.view(x.shape), *outer
+
+    @torch.no_grad()
+    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+        """`weight + scale * W` in one pass where the primitive has a kernel for it, see `Structure.merge`."""
+        form, arguments, constants = self.primitive(*parameters, scale=scale)
+        if form.merge is None:
+            return super().merge(weight, *parameters, scale=scale, out=out)
+        result = torch.empty_like(weight) if out is None else out
+        form.merge(weight, result, *arguments, *constants)
+        return result
+
+
+def _gradients(primitive: Primitive, g: Tensor, x: Tensor, input_gradient: bool) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradients of x (None unless wanted) and of the primitive's arguments."""
+    form, arguments, constants = primitive
+    values = [argument.detach() for argument in arguments]
+    # Two pullbacks cost more than all gradients at once, and a pullback knows only the type of x.
+    if input_gradient or len(values) > 1 or values[0].dtype != x.dtype:
+        x_gradient, *inner = form.gradients(0, g, x, *values, *constants)
+        return x_gradient if input_gradient else None, inner
+    return None, [form.partial(2, None, g, x, values[0].shape[-1], *constants)]
