@@ -5,7 +5,7 @@ They run on every call, of one token as well, so they read a few attributes and 
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -35,10 +35,21 @@ def require_finite(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def require_size(name: str, value: Any) -> None:
-    """A positive int."""
+def require_int(name: str, value: Any) -> None:
+    """An int."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """One of a few strings."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def require_size(name: str, value: Any) -> None:
+    """A positive int."""
+    require_int(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
@@ -110,6 +121,15 @@ def require_factors(A: Tensor, B: Tensor) -> None:
     require_matrix("A", A, "(r, n)")
     require_matrix("B", B, "(m, r)")
     require_shape("B", B, (B.shape[0], A.shape[0]), "(m, r) with r as in A")
+
+
+def require_bases(U: Tensor, s: Tensor, V: Tensor) -> None:
+    """Bases U (m, k) and V (n, k) with k values s between them."""
+    require_matrix("U", U, "(m, k)")
+    require_vector("s", s, "(k,)")
+    require_shape("s", s, (U.shape[1],), "(k,) with k as in U")
+    require_matrix("V", V, "(n, k)")
+    require_shape("V", V, (V.shape[0], U.shape[1]), "(n, k) with k as in U")
 
 
 def require_generators(G: Tensor, H: Tensor, v: Tensor, u: Tensor | None = None) -> None:

@@ -27,10 +27,10 @@ VARIABLES = (
         "at import: instruction set of the CPU kernels, auto takes the widest that the machine has",
     ),
     EnvironmentVariable(
-        "SURM_KERNELS_EXTENSION",
-        "auto",
-        ("auto", "0", "1"),
-        "at build: the compiled library if there is a C++ compiler (auto), never (0), or fail without one (1)",
+        "SURM_KERNELS_CACHE",
+        "",
+        None,
+        "folder for what `surm-kernels tune` measures, by default surm_kernels in the user's cache folder",
     ),
     EnvironmentVariable(
         "SURM_KERNELS_EXTENSION",

@@ -151,6 +151,14 @@ def low_rank(A: Tensor, B: Tensor) -> Tensor:
         return B @ A
 
 
+def siva(U: Tensor, s: Tensor, V: Tensor) -> Tensor:
+    """The m x n matrix U diag(s) V^T; U is (m, k), s (k,), V (n, k). Equivalent to `(U * s) @ V.T`."""
+    _checks.require_bases(U, s, V)
+    (U, s, V), dtype = _wide(U=U, s=s, V=V)
+    with without_autocast(U):
+        return ((U * s) @ V.mT).to(dtype)
+
+
 def _krylov(v: Tensor, sign: int) -> Tensor:
     blocks = v.view(1, 1, 1, -1) if v.dim() == 1 else v.unsqueeze(0)
     return _krylov_ops.krylov_dense(blocks, sign).squeeze(0)

@@ -16,6 +16,7 @@ from surm_kernels.nn import (
     HydraLinear,
     KroneckerLinear,
     LowRankLinear,
+    SivaLinear,
     SkewCirculantLinear,
     StructuredLinear,
     SymmetricToeplitzLinear,
@@ -45,6 +46,7 @@ PROJECTED = {
     "kronecker": (KroneckerLinear, (12, 8), {}),
     "kronecker, chosen": (KroneckerLinear, (12, 8), {"left_shape": (2, 6)}),
     "low rank": (LowRankLinear, (12, 8), {"rank": 2}),
+    "siva": (SivaLinear, (12, 8), {"k": 3}),
     "hydra": (HydraLinear, (12, 8), {"pool": 30, "seed": 4}),
 }
 LAYERS = PROJECTED | {
@@ -107,7 +109,7 @@ def test_from_linear_refuses_what_is_no_linear_layer(layer_class) -> None:
 
 
 @layer_cases
-def test_state_dict_round_trips_and_names_the_parameters(name: str) -> None:
+def test_state_dict_round_trips_and_names_the_parameters_and_constants(name: str) -> None:
     layer, other = make(name), make(name)
     state = layer.state_dict()
     assert set(state) == {*layer.structure.parameter_shapes(), "bias"}
@@ -159,7 +161,7 @@ OF_ANOTHER_VARIANCE = ("vandermonde", "hydra, low rank", "hydra, toeplitz-like",
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in OF_ANOTHER_VARIANCE])
 def test_outputs_start_with_the_variance_of_nn_linear(name: str) -> None:
     layer_class, _, options = LAYERS[name]
-    larger = {"block_size": 128, "left_shape": (32, 24), "rank": 16, "pool": 3000}
+    larger = {"block_size": 128, "left_shape": (32, 24), "rank": 16, "k": 300, "pool": 3000}
     options = {option: larger.get(option, value) for option, value in options.items()}
     layer, linear = layer_class(768, 1536, **options), torch.nn.Linear(768, 1536)
     x = torch.randn(1000, 768)

@@ -18,6 +18,7 @@ from surm_kernels.structures import (
     Hydra,
     Kronecker,
     LowRank,
+    Siva,
     SkewCirculant,
     Structure,
     SymmetricToeplitz,
@@ -84,6 +85,9 @@ OTHERS = {
     "kronecker, chosen": Kronecker(12, 8, left_shape=(2, 6)),
     "low rank": LowRank(12, 12, 3),
     "low rank, tall": LowRank(3, 8, 4),
+    "siva": Siva(12, 12, 5),
+    "siva, wide": Siva(9, 4, 4, basis="top"),
+    "siva, tall": Siva(3, 8, 1, basis="random", seed=7),
     "one number, toeplitz-like": ToeplitzLike(1, 1, 1),
     "hydra, fixed share": Hydra(8, 12, kind="toeplitz", pool=20, fixed_share=0.4),
     "hydra, vandermonde": Hydra(8, 12, kind="vandermonde", pool=10),
@@ -197,8 +201,9 @@ def test_circulant_product_is_elementwise() -> None:
 
 
 @structure_cases
-def test_count_is_what_the_parameters_hold(structure: Structure) -> None:
-    assert structure.count() == sum(p.numel() for p in parameters_of(structure))
+def test_count_is_what_the_trained_parameters_hold(structure: Structure) -> None:
+    named = zip(structure.parameter_shapes(), parameters_of(structure), strict=True)
+    assert structure.count() == sum(p.numel() for name, p in named if name not in structure.constants)
 
 
 def test_counts_of_the_paper_come_out_exactly() -> None:
@@ -289,6 +294,7 @@ OF_THE_VARIANCE_OF_NN_LINEAR = {
     "cauchy-like": lambda *sizes: CauchyLike(*sizes, 3),
     "kronecker": Kronecker,
     "low rank": lambda *sizes: LowRank(*sizes, 3),
+    "siva": lambda *sizes: Siva(*sizes, 40),
     "hydra, circulant": lambda *sizes: Hydra(*sizes, kind="circulant"),
     "hydra, toeplitz": lambda *sizes: Hydra(*sizes, kind="toeplitz"),
     "hydra, hankel": lambda *sizes: Hydra(*sizes, kind="hankel"),

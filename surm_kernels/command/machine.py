@@ -3,14 +3,10 @@
 import importlib.metadata
 import os
 import platform
-import re
-from pathlib import Path
 
 import torch
 
-from surm_kernels import __version__, _extension
-
-PROCESSORS = Path("/proc/cpuinfo")
+from surm_kernels import __version__, _extension, _processor
 
 #: The processor flags each instruction set of the CPU kernels asks for, as in csrc/cpu/instruction_set.cpp.
 INSTRUCTION_SETS = {
@@ -22,7 +18,7 @@ INSTRUCTION_SETS = {
 
 def processor() -> str:
     """The model name of the processor."""
-    return _processor_field("model name") or platform.processor() or platform.machine()
+    return _processor.name()
 
 
 def cores() -> int:
@@ -32,7 +28,7 @@ def cores() -> int:
 
 def instruction_sets() -> tuple[str, ...]:
     """Those of the kernels' instruction sets that this machine has, the narrowest first."""
-    flags = set(_processor_field("flags").split())
+    flags = _processor.flags()
     return tuple(name for name, wanted in INSTRUCTION_SETS.items() if flags.issuperset(wanted))
 
 
@@ -64,10 +60,3 @@ def versions(*packages: str) -> dict[str, str]:
 def load() -> float:
     """How many programs want a core at the moment: the mean over the last minute."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-
-
-def _processor_field(name: str) -> str:
-    """The first value of a field of /proc/cpuinfo, empty where there is none."""
-    text = PROCESSORS.read_text() if PROCESSORS.is_file() else ""
-    field = re.search(rf"^{name}\s*:\s*(.*)$", text, re.MULTILINE)
-    return field[1] if field else ""

@@ -17,6 +17,7 @@ COMMANDS = {
     "info": "show versions, instruction set, CUDA, threads and environment variables",
     "check": "compare every kernel on this machine with the dense float64 matrix",
     "bench": "measure speed and memory against torch.fft, PEFT, LoRA and dense products",
+    "tune": "measure on this machine by what an adapted layer chooses its strategy",
     "demo": "fine-tune a real sentence encoder three ways and compare the results",
 }
 

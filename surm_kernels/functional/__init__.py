@@ -20,6 +20,7 @@ from surm_kernels.functional.krylov import (
 )
 from surm_kernels.functional.ldr import from_displacement, hankel_like_linear, toeplitz_like_linear
 from surm_kernels.functional.low_rank import low_rank_linear
+from surm_kernels.functional.siva import siva_linear
 from surm_kernels.functional.toeplitz import hankel_linear, symmetric_toeplitz_linear, toeplitz_linear
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "kronecker_linear",
     "krylov_linear",
     "low_rank_linear",
+    "siva_linear",
     "skew_circulant_linear",
     "symmetric_toeplitz_linear",
     "toeplitz_like_linear",

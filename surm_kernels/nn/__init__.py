@@ -1,5 +1,6 @@
 """Layers that take the place of torch.nn.Linear."""
 
+from surm_kernels.nn.adapted_linear import AdaptedLinear
 from surm_kernels.nn.circulant import BlockCirculantLinear, CirculantLinear, SkewCirculantLinear
 from surm_kernels.nn.displacement import (
     CauchyLikeLinear,
@@ -10,10 +11,12 @@ from surm_kernels.nn.displacement import (
 )
 from surm_kernels.nn.hydra import HydraLinear
 from surm_kernels.nn.product import KroneckerLinear, LowRankLinear
+from surm_kernels.nn.siva import SivaLinear
 from surm_kernels.nn.structured_linear import StructuredLinear
 from surm_kernels.nn.toeplitz import HankelLinear, SymmetricToeplitzLinear, ToeplitzLinear
 
 __all__ = [
+    "AdaptedLinear",
     "BlockCirculantLinear",
     "CauchyLikeLinear",
     "CirculantLinear",
@@ -22,6 +25,7 @@ __all__ = [
     "HydraLinear",
     "KroneckerLinear",
     "LowRankLinear",
+    "SivaLinear",
     "SkewCirculantLinear",
     "StructuredLinear",
     "SymmetricToeplitzLinear",

@@ -14,9 +14,9 @@ Layer = TypeVar("Layer", bound="StructuredLinear")
 class StructuredLinear(nn.Module):
     """`x @ W.T + bias` for a structured W: takes the place of torch.nn.Linear.
 
-    The parameters carry the structure's names (`c` for a circulant), so state_dict has them beside `bias`. A subclass
-    fixes the structure: its `__init__` takes (in_features, out_features, bias=True, device=None, dtype=None) and the
-    structure's own options by keyword.
+    The parameters carry the structure's names (`c` for a circulant), so state_dict has them beside `bias`; those that
+    the structure calls constants are buffers. A subclass fixes the structure: its `__init__` takes (in_features,
+    out_features, bias=True, device=None, dtype=None) and the structure's own options by keyword.
     """
 
     def __init__(
@@ -32,7 +32,11 @@ class StructuredLinear(nn.Module):
         self.out_features = structure.out_features
         self._names = tuple(structure.parameter_shapes())
         for name, shape in structure.parameter_shapes().items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            values = torch.empty(shape, device=device, dtype=dtype)
+            if name in structure.constants:
+                self.register_buffer(name, values)
+            else:
+                self.register_parameter(name, nn.Parameter(values))
         self.bias: nn.Parameter | None
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
@@ -40,7 +44,7 @@ class StructuredLinear(nn.Module):
         self.reset_parameters()
 
     def structured_parameters(self) -> tuple[Tensor, ...]:
-        """The parameters of W, in the structure's order."""
+        """The parameters of W, constants among them, in the structure's order."""
         return tuple(getattr(self, name) for name in self._names)
 
     def reset_parameters(self) -> None:

@@ -90,6 +90,11 @@ def low_rank(A: Tensor, B: Tensor) -> Tensor:
     return B @ A
 
 
+def siva(U: Tensor, s: Tensor, V: Tensor) -> Tensor:
+    """U diag(s) V^T; U is (m, k), s (k,) and V (n, k)."""
+    return (U * s) @ V.mT
+
+
 def _indices(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The row numbers as a column and the column numbers as a row."""
     return torch.arange(rows, device=like.device)[:, None], torch.arange(columns, device=like.device)

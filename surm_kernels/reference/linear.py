@@ -84,6 +84,13 @@ def low_rank_linear(x: Tensor, A: Tensor, B: Tensor, *, base: Tensor | None = No
     return _linear(dense.low_rank, x, (A, B), base, scale)
 
 
+def siva_linear(
+    x: Tensor, U: Tensor, s: Tensor, V: Tensor, *, base: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    """`base + scale * x @ siva(U, s, V).T`"""
+    return _linear(dense.siva, x, (U, s, V), base, scale)
+
+
 def _linear(
     matrix: Callable[..., Tensor], x: Tensor, parameters: tuple[Tensor, ...], base: Tensor | None, scale: float
 ) -> Tensor:

@@ -10,6 +10,7 @@ from surm_kernels.structures.hankel_like import HankelLike
 from surm_kernels.structures.hydra import Hydra
 from surm_kernels.structures.kronecker import Kronecker
 from surm_kernels.structures.low_rank import LowRank
+from surm_kernels.structures.siva import Siva
 from surm_kernels.structures.skew_circulant import SkewCirculant
 from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
 from surm_kernels.structures.toeplitz import Toeplitz
@@ -28,6 +29,7 @@ __all__ = [
     "Hydra",
     "Kronecker",
     "LowRank",
+    "Siva",
     "SkewCirculant",
     "Structure",
     "SymmetricToeplitz",

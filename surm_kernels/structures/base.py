@@ -1,6 +1,6 @@
 """What a structure is: a linear map W(parameters) from in_features to out_features with few parameters.
 
-A structure holds sizes and formulas, never tensors: layers, adapters and optimisers own the parameters and pass them
+A structure holds sizes and formulas, never parameters: layers, adapters and optimisers own the parameters and pass them
 in, in the order of `parameter_shapes`. So one structure serves a layer, a frozen base with an update, or a test. Two
 structures of the same class and arguments are equal.
 """
@@ -26,6 +26,8 @@ class Structure(ABC):
     initialisations: tuple[str, ...]
     #: Names in `parameter_shapes` of what is never trained: a layer keeps them as buffers.
     constants: tuple[str, ...] = ()
+    #: Whether products use tensors of the structure's own, as index maps are; torch.compile then has to look inside.
+    holds_tensors = False
 
     def __init__(self, in_features: int, out_features: int) -> None:
         _checks.require_size("in_features", in_features)
@@ -44,6 +46,10 @@ class Structure(ABC):
     def prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The constants, in their order, of an update of a frozen weight."""
         return ()
+
+    def fingerprint(self, *constants: Tensor) -> Tensor:
+        """64 numbers that tell constants apart, see `surm_kernels.siva.fingerprint`."""
+        raise NotImplementedError(f"{type(self).__name__} has no constants")
 
     @torch.no_grad()
     def initialise(

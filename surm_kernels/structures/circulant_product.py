@@ -33,7 +33,7 @@ class CirculantProduct(PrimitiveStructure):
         r1, r2 = parameters
         return self.circulant.linear(x, r1 * r2, base=base, scale=scale)
 
-    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
         r1, r2 = parameters
         return self.circulant.primitive(r1 * r2, scale=scale)
 

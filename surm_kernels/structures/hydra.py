@@ -8,15 +8,16 @@ from torch import Tensor
 
 from surm_kernels import _checks
 from surm_kernels.functional._product import product
-from surm_kernels.structures.base import Structure, tied_means
+from surm_kernels.structures.base import tied_means
 from surm_kernels.structures.hydra_blocks import KINDS
 from surm_kernels.structures.pool import Constants, PoolMap
+from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 from surm_kernels.structures.random_integers import RandomIntegers
 
 _LARGEST_SHARE = 0.9
 
 
-class Hydra(Structure):
+class Hydra(PrimitiveStructure):
     """A `blocks` x `blocks` grid of structured blocks of one kind, which read their parameters from a pool.
 
     Slots are numbered block by block, row by row. In each block they are, for m x n blocks and b = max(m, n):
@@ -48,6 +49,8 @@ class Hydra(Structure):
         rank: r, of low_rank and toeplitz_like alone.
         seed: any int.
     """
+
+    holds_tensors = True
 
     def __init__(
         self,
@@ -99,6 +102,16 @@ class Hydra(Structure):
 
         wide: Literal["nothing", "everything"] = "nothing" if self._grid.is_linear else "everything"
         return product(operator, x, {"pool": pool}, self.in_features, self.out_features, base, scale, wide=wide)
+
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
+        (pool,) = parameters
+        return self._grid.primitive(self._slots(pool, pool.dtype)[0], scale) if self._grid.is_linear else None
+
+    def token_work(self) -> float:
+        return self._grid.token_work()
+
+    def merge_work(self) -> float:
+        return self._grid.merge_work()
 
     def dense(self, *parameters: Tensor) -> Tensor:
         (pool,) = parameters

@@ -17,6 +17,8 @@ from surm_kernels.ops import generated as _generated
 from surm_kernels.ops import krylov as _krylov
 from surm_kernels.ops import ldr as _ldr
 from surm_kernels.ops import toeplitz as _toeplitz
+from surm_kernels.structures.base import transform_work
+from surm_kernels.structures.primitive import Primitive
 from surm_kernels.structures.random_integers import RandomIntegers
 from surm_kernels.structures.vandermonde import LARGEST_NODE
 
@@ -49,6 +51,18 @@ class Blocks(ABC):
     def dense(self, slots: Tensor, start: Tensor) -> Tensor:
         """The matrix W."""
 
+    def primitive(self, slots: Tensor, scale: float) -> Primitive | None:
+        """The primitive that W is, of the kinds where it is one."""
+        return None
+
+    def token_work(self) -> float:
+        """As of a structure."""
+        return self.grid**2 * self.rows * self.columns
+
+    def merge_work(self) -> float:
+        """As of a structure."""
+        return self.grid**2 * self.rows * self.columns
+
 
 class DiagonalBlocks(Blocks):
     """Blocks with one value a diagonal, or antidiagonal if `reflected`."""
@@ -67,6 +81,13 @@ class DiagonalBlocks(Blocks):
     def dense(self, slots: Tensor, start: Tensor) -> Tensor:
         t = self._diagonals(slots).unsqueeze(0)
         return _toeplitz.toeplitz_dense(t, self.columns, self.reflected).squeeze(0)
+
+    def primitive(self, slots: Tensor, scale: float) -> Primitive | None:
+        return Primitive(_toeplitz.form, (self._diagonals(slots).unsqueeze(0),), (self.columns, scale, self.reflected))
+
+    def token_work(self) -> float:
+        length = self.rows + self.columns
+        return 2 * self.grid * transform_work(length) + self.grid**2 * length
 
     def _size(self) -> int:
         return self.rows + self.columns
@@ -96,6 +117,16 @@ class CirculantBlocks(DiagonalBlocks):
         if self.rows == self.columns:
             return _krylov.krylov(rows, slots.unsqueeze(0), base, 1, scale, False)
         return super().linear(rows, slots, start, base, scale)
+
+    def primitive(self, slots: Tensor, scale: float) -> Primitive | None:
+        if self.rows == self.columns:
+            return Primitive(_krylov.form, (slots.unsqueeze(0),), (1, scale))
+        return super().primitive(slots, scale)
+
+    def token_work(self) -> float:
+        if self.rows == self.columns:
+            return 2 * self.grid * transform_work(self.square) + self.grid**2 * self.square
+        return super().token_work()
 
     def _diagonals(self, slots: Tensor) -> Tensor:
         return torch.cat([slots[..., self.square - self.columns + 1 :], slots[..., : self.rows]], -1)
@@ -189,6 +220,12 @@ class LowRankBlocks(BilinearBlocks):
     def _lengths(self) -> tuple[int, int]:
         return self.rows, self.columns
 
+    def token_work(self) -> float:
+        return 2 * self.grid**2 * self.rank * (self.rows + self.columns)
+
+    def merge_work(self) -> float:
+        return 2 * self.grid**2 * self.rank * self.rows * self.columns
+
     def _block_linear(self, rows: Tensor, left: Tensor, right: Tensor, base: Tensor | None, scale: float) -> Tensor:
         y = scale * ((rows @ right.mT) @ left)
         return y if base is None else base + y
@@ -202,6 +239,12 @@ class ToeplitzLikeBlocks(BilinearBlocks):
 
     def _lengths(self) -> tuple[int, int]:
         return self.square, self.square
+
+    def token_work(self) -> float:
+        return self.grid**2 * (4 * self.rank + 2) * transform_work(self.square)
+
+    def merge_work(self) -> float:
+        return self.square * self.token_work()
 
     def _block_linear(self, rows: Tensor, left: Tensor, right: Tensor, base: Tensor | None, scale: float) -> Tensor:
         return _ldr.ldr(rows, left.unsqueeze(0), right.unsqueeze(0), base, self.rows, scale, False, False)

@@ -26,8 +26,8 @@ class PrimitiveStructure(Structure):
     widened = False
 
     @abstractmethod
-    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
-        """The primitive, its arguments by differentiable operations."""
+    def primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
+        """The primitive, its arguments by differentiable operations; None where W takes more than one."""
 
     def gradients(
         self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
@@ -37,6 +37,8 @@ class PrimitiveStructure(Structure):
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         with torch.enable_grad(), without_autocast(x):
             primitive = self.primitive(*(leaf.to(inside) for leaf in leaves), scale=scale)
+        if primitive is None:
+            return super().gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
         with torch.no_grad():
             rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
             x_gradient, inner = _gradients(primitive, cotangents, rows, input_gradient)
@@ -46,11 +48,11 @@ class PrimitiveStructure(Structure):
     @torch.no_grad()
     def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
         """`weight + scale * W` in one pass where the primitive has a kernel for it, see `Structure.merge`."""
-        form, arguments, constants = self.primitive(*parameters, scale=scale)
-        if form.merge is None:
+        primitive = self.primitive(*parameters, scale=scale)
+        if primitive is None or primitive.form.merge is None:
             return super().merge(weight, *parameters, scale=scale, out=out)
         result = torch.empty_like(weight) if out is None else out
-        form.merge(weight, result, *arguments, *constants)
+        primitive.form.merge(weight, result, *primitive.arguments, *primitive.constants)
         return result
 
 

@@ -65,10 +65,10 @@ class Effort:
 FULL = Effort(most=21, fewest=7, seconds=5.0)
 QUICK = Effort(most=7, fewest=3, seconds=0.8, warm_up=1)
 
-Clock = Callable[[Callable[[], Results], int], float]  # the seconds a call takes, over a number of calls
+Clock = Callable[[Callable[[], object], int], float]  # the seconds a call takes, over a number of calls
 
 
-def wall_clock(call: Callable[[], Results], calls: int) -> float:
+def wall_clock(call: Callable[[], object], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         call()

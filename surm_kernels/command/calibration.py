@@ -1,0 +1,159 @@
+"""How long the passes of every structure take on this machine: the constants of the cost model."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surm_kernels import structures
+from surm_kernels.command.bench.measure import wall_clock
+from surm_kernels.cost_constants import MEASURED_TYPES, Costs
+from surm_kernels.structures import Structure
+from surm_kernels.structures.hydra_blocks import KINDS
+
+SIZES = (192, 768, 3072)
+TOKENS = (16, 128, 1024, 8192)
+RANK = 2
+
+
+class Plain(Structure):
+    """A structure as a user may write it, with nothing but what has to be there: every entry is a parameter."""
+
+    initialisations = ("layer",)
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"W": (self.out_features, self.in_features)}
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        bound = 1 / math.sqrt(self.in_features)
+        parameters[0].uniform_(-bound, bound, generator=generator)
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        update = scale * (x @ parameters[0].T)
+        return update if base is None else base + update
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        return parameters[0]
+
+
+def _square(name: str, *arguments: Any, **options: Any) -> Callable[[int], Structure]:
+    return lambda n: getattr(structures, name)(n, n, *arguments, **options)
+
+
+def _hydra(kind: str) -> Callable[[int], Structure]:
+    return lambda n: structures.Hydra(n, n, kind=kind, rank=RANK if KINDS[kind].ranked else None)
+
+
+#: One structure of every family, by size; the last stands for those that are not measured.
+FAMILIES: dict[str, Callable[[int], Structure]] = {
+    **{
+        name: _square(name)
+        for name in (
+            "Circulant",
+            "SkewCirculant",
+            "Toeplitz",
+            "SymmetricToeplitz",
+            "Hankel",
+            "Kronecker",
+            "Vandermonde",
+            "CirculantProduct",
+            "ToeplitzProduct",
+        )
+    },
+    "BlockCirculant": lambda n: structures.BlockCirculant(n, n, n // 6),
+    **{name: _square(name, RANK) for name in ("ToeplitzLike", "HankelLike", "VandermondeLike", "CauchyLike")},
+    "LowRank": _square("LowRank", 8),
+    "Siva": lambda n: structures.Siva(n, n, n // 2),
+    **{f"Hydra {kind}": _hydra(kind) for kind in KINDS},
+    "Structure": lambda n: Plain(n, n),
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure a call: at most so many samples, in about so many seconds."""
+
+    samples: int
+    seconds: float
+    sample_seconds: float = 3e-4  # shorter calls are repeated within a sample
+
+
+FULL = Effort(samples=9, seconds=0.05)
+QUICK = Effort(samples=3, seconds=0.02)
+LONGEST = 1e-2  # seconds of a call beyond which no larger number of tokens is tried
+
+Families = dict[str, dict[str, dict[int, Costs]]]
+
+
+def measure(effort: Effort, advance: Callable[[str], object], sizes: Sequence[int] = SIZES) -> Families:
+    """The constants of every family, type and size; `advance` hears of each family before it is measured."""
+    families: Families = {}
+    for name, make in FAMILIES.items():
+        advance(name)
+        families[name] = {
+            dtype: {size: costs(make(size), getattr(torch, dtype), effort) for size in sizes}
+            for dtype in MEASURED_TYPES
+        }
+    return families
+
+
+@torch.no_grad()
+def costs(structure: Structure, dtype: torch.dtype, effort: Effort) -> Costs:
+    """The constants of one structure and type."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = structure.parameter_shapes().values()
+    parameters = [(torch.randn(shape, generator=generator) / structure.in_features**0.5).to(dtype) for shape in shapes]
+    structure.initialise(parameters, structure.initialisations[-1], generator=generator)  # leaves constants alone
+    weight = torch.randn(structure.out_features, structure.in_features, generator=generator).to(dtype)
+    merged = torch.empty_like(weight)
+    passes = (
+        lambda x, g: structure.linear(x, *parameters),
+        lambda x, g: structure.gradients(g, x, *parameters),
+        lambda x, g: structure.gradients(g, x, *parameters, input_gradient=False),
+    )
+    times = _times(passes, structure, dtype, effort)
+    merge = seconds(lambda: structure.merge(weight, *parameters, out=merged), effort)
+    tokens = TOKENS[: len(times[0])]
+    fits = [fit(tokens, of_pass) for of_pass in times]
+    columns = [number for call, a_token in fits for number in (call, a_token / structure.token_work())]
+    return Costs(*(float(f"{number:.3g}") for number in (*columns, merge / structure.merge_work())))
+
+
+def _times(
+    passes: Sequence[Callable[[Tensor, Tensor], object]], structure: Structure, dtype: torch.dtype, effort: Effort
+) -> list[list[float]]:
+    """The seconds of each pass, for at least two numbers of tokens and as many more as are quickly done."""
+    times: list[list[float]] = [[] for _ in passes]
+    for tokens in TOKENS:
+        if len(times[0]) > 1 and max(of_pass[-1] for of_pass in times) > LONGEST:
+            break
+        x = torch.randn(tokens, structure.in_features).to(dtype)
+        g = torch.randn(tokens, structure.out_features).to(dtype)
+        for one, of_pass in zip(passes, times, strict=True):
+            of_pass.append(seconds(partial(one, x, g), effort))
+    return times
+
+
+def seconds(call: Callable[[], object], effort: Effort) -> float:
+    """The median time of a call, after two that do not count, or one where that is long."""
+    first = wall_clock(call, 1)
+    once = wall_clock(call, 1) if first < LONGEST else first
+    calls = max(1, math.ceil(effort.sample_seconds / once))
+    samples = min(effort.samples, max(1, int(effort.seconds / (calls * once))))
+    return statistics.median(wall_clock(call, calls) for _ in range(samples))
+
+
+def fit(tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """Seconds of a call and of a token, neither negative, with the least sum of squared relative errors."""
+    rows = torch.tensor([[1 / s, t / s] for t, s in zip(tokens, seconds, strict=True)], dtype=torch.float64)
+    call, a_token = torch.linalg.lstsq(rows, torch.ones(len(rows), 1, dtype=torch.float64)).solution.flatten().tolist()
+    if min(call, a_token) >= 0:
+        return call, a_token
+    column = rows[:, 1 if call < 0 else 0]
+    alone = (column.sum() / column.square().sum()).item()
+    return (0.0, alone) if call < 0 else (alone, 0.0)

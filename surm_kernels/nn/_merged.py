@@ -1,0 +1,125 @@
+"""A merged weight, kept until something it was made of changes, by whatever way it changes.
+
+`_version` alone does not tell: an update through `.data` leaves it as it is, and inference tensors have none. So
+trained parameters, which are few numbers, are compared with a copy. A frozen weight is large: it is known by its
+memory, its version and a few of its values.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from surm_kernels.structures import Structure
+
+_SAMPLES = 8  # rows and columns that are looked at
+
+
+class _Frozen:
+    """A large tensor that is not expected to change."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._alias = tensor.detach()  # keeps the memory, so that no other tensor can come to lie there
+        self._version = _version(tensor)
+        self._sample = _sample(self._alias).clone()
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether this is the same tensor with, as far as can be seen at little cost, the same contents."""
+        known = self._alias
+        return (
+            tensor.data_ptr() == known.data_ptr()
+            and tensor.dtype is known.dtype
+            and tensor.shape == known.shape
+            and tensor.stride() == known.stride()
+            and _version(tensor) == self._version
+            and torch.equal(_sample(tensor.detach()), self._sample)
+        )
+
+
+class _Trained:
+    """A small tensor that changes all the time."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.detach().clone()
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether the contents are the same; NaN never is."""
+        return tensor.dtype is self._copy.dtype and torch.equal(tensor.detach(), self._copy)
+
+
+class Memory:
+    """What tensors on the CPU held when something was made of them."""
+
+    def __init__(self) -> None:
+        self._frozen: list[_Frozen] = []
+        self._trained: list[_Trained] = []
+        self._key: object = None
+
+    def take(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
+        """Remembers the tensors, and `key` for all else that matters."""
+        with torch.inference_mode(False):
+            self._frozen = [_Frozen(tensor) for tensor in frozen]
+            self._trained = [_Trained(tensor) for tensor in trained]
+            self._key = key
+
+    def holds(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> bool:
+        """Whether nothing has changed since; on devices where looking would have to wait for them, never."""
+        if self._key is None or self._key != key or any(t.device.type != "cpu" for t in (*frozen, *trained)):
+            return False
+        return all(known.is_still(t) for known, t in zip(self._frozen, frozen, strict=True)) and all(
+            known.is_still(t) for known, t in zip(self._trained, trained, strict=True)
+        )
+
+    def forget(self) -> None:
+        """Back to the start."""
+        self.__init__()  # type: ignore[misc]
+
+
+class MergedWeight:
+    """The weight W0 + scale W(parameters) in one buffer, formed again only when one of them has changed."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._memory = Memory()
+
+    def of(
+        self, structure: Structure, scale: float, dtype: torch.dtype, weight: Tensor, parameters: Sequence[Tensor]
+    ) -> Tensor:
+        """The merged weight in a type, until the next call; it is not to be written to, nor saved for a backward."""
+        key = (structure, scale, dtype)
+        names = structure.parameter_shapes()
+        frozen = [weight, *(p for p, name in zip(parameters, names, strict=True) if name in structure.constants)]
+        trained = [p for p, name in zip(parameters, names, strict=True) if name not in structure.constants]
+        if self._buffer is not None and self._memory.holds(key, frozen, trained):
+            return self._buffer
+        self._memory.forget()  # a failure below leaves nothing that looks valid
+        buffer = self._buffer
+        if (
+            buffer is None
+            or buffer.dtype is not dtype
+            or buffer.shape != weight.shape
+            or buffer.device != weight.device
+        ):
+            with torch.inference_mode(False):  # an inference tensor could not be written to in training
+                buffer = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        structure.merge(weight, *parameters, scale=scale, out=buffer)
+        self._buffer = buffer
+        self._memory.take(key, frozen, trained)
+        return buffer
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self.__init__()  # type: ignore[misc]
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return MergedWeight, ()  # copies and pickles start empty
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """At most _SAMPLES x _SAMPLES values of a matrix, spread over it."""
+    rows, columns = (-(-size // _SAMPLES) or 1 for size in tensor.shape)
+    return tensor[::rows, ::columns]

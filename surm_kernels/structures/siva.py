@@ -1,0 +1,107 @@
+"""SiVA's update of a weight: values on pairs of its own singular vectors, `W = U diag(s) V^T`."""
+
+import torch
+from torch import Tensor, nn
+
+from surm_kernels import _checks, dense, functional, siva
+from surm_kernels.structures.base import Structure
+
+_PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Siva(Structure):
+    """U (out_features, k) and V (in_features, k), which are frozen, with k trained values s between them.
+
+    `prepare(weight)` gives U and V: singular vectors of the weight, as `surm_kernels.siva.bases` does.
+
+    Initialisations: "layer" has the output variance of torch.nn.Linear, with random orthonormal U and V; "update"
+    starts from W = 0 by s = 0 and leaves U and V as they are.
+
+    Args:
+        k: how many pairs of vectors, at most min(in_features, out_features).
+        basis: "bottom" for the singular vectors of the smallest singular values, as SiVA has it, "top" for those of
+            the largest, "random" for orthonormal vectors that have nothing to do with the weight.
+        precision: "float64" or "float32", for the singular value decomposition.
+        seed: of basis "random", any int.
+    """
+
+    initialisations = ("layer", "update")
+    constants = ("U", "V")
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        k: int,
+        basis: str = "bottom",
+        precision: str = "float64",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(in_features, out_features)
+        siva.require_count(k, out_features, in_features)
+        _checks.require_choice("basis", basis, siva.BASES)
+        _checks.require_choice("precision", precision, _PRECISIONS)
+        _checks.require_int("seed", seed)
+        self.k, self.basis, self.precision, self.seed = k, basis, precision, seed
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"U": (self.out_features, self.k), "s": (self.k,), "V": (self.in_features, self.k)}
+
+    def prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """U and V for a weight, in its type; see `surm_kernels.siva.bases`."""
+        self._check_weight(weight)
+        precision = _PRECISIONS[self.precision]
+        return siva.bases(weight, k=self.k, basis=self.basis, precision=precision, seed=self.seed)
+
+    def fingerprint(self, *constants: Tensor) -> Tensor:
+        """That of U and V, `surm_kernels.siva.fingerprint`."""
+        return siva.fingerprint(*constants)
+
+    def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
+        U, s, V = parameters
+        if method == "update":
+            s.zero_()
+            return
+        for basis in (U, V):
+            drawn = torch.empty_like(basis, dtype=torch.promote_types(basis.dtype, torch.float32))
+            basis.copy_(nn.init.orthogonal_(drawn, generator=generator))
+        # x of variance 1 gives the outputs the variance |s|^2 / out_features on average, which is to be 1/3.
+        bound = (self.out_features / self.k) ** 0.5
+        s.uniform_(-bound, bound, generator=generator)
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return functional.siva_linear(x, *parameters, base=base, scale=scale)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        return dense.siva(*parameters)
+
+    @torch.no_grad()
+    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+        """`weight + scale * (U * s) @ V.T`, in one matrix product where all types agree, see `Structure.merge`."""
+        U, s, V = parameters
+        types = {t.dtype for t in (weight, U, s, V, weight if out is None else out)}
+        if types not in ({torch.float32}, {torch.float64}) or out is weight:
+            return super().merge(weight, *parameters, scale=scale, out=out)
+        return torch.addmm(weight, U * s, V.mT, alpha=scale, out=torch.empty_like(weight) if out is None else out)
+
+    def token_work(self) -> float:
+        return self.k * (self.in_features + self.out_features)
+
+    def merge_work(self) -> float:
+        return self.k * self.in_features * self.out_features
+
+    def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The bases of the weight with the best s for them, `diag(U^T weight V)`.
+
+        For basis "top" the nearest matrix of rank k (Eckart and Young, 1936), for the others the nearest on these
+        bases; for "bottom" s is the k smallest singular values.
+        """
+        inside = weight.to(torch.promote_types(weight.dtype, _PRECISIONS[self.precision]))
+        U, V = self.prepare(inside)
+        s = ((inside @ V) * U).sum(0)
+        return U.to(weight.dtype), s.to(weight.dtype), V.to(weight.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{super().extra_repr()}, k={self.k}, basis={self.basis!r}, precision={self.precision!r}, seed={self.seed}"
+        )

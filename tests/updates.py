@@ -1,0 +1,112 @@
+"""Structures of awkward shapes with tame parameters and their exact matrices, for gradients and adapted layers.
+
+Independent of the operators in question: a float64 matrix is the structure's `dense`, which test_structures.py holds
+against the index formulas.
+"""
+
+import torch
+from torch import Tensor
+
+from surm_kernels.structures import (
+    BlockCirculant,
+    CauchyLike,
+    Circulant,
+    CirculantProduct,
+    Hankel,
+    HankelLike,
+    Hydra,
+    Kronecker,
+    LowRank,
+    Siva,
+    SkewCirculant,
+    Structure,
+    SymmetricToeplitz,
+    Toeplitz,
+    ToeplitzLike,
+    ToeplitzProduct,
+    Vandermonde,
+    VandermondeLike,
+)
+from tests import oracle
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+RECTANGLES = {"square": (96, 96), "wide": (96, 60), "tall": (60, 96)}
+# For any sizes; the first dimension is what a layer takes.
+FAMILIES = {
+    "circulant": Circulant,
+    "skew-circulant": SkewCirculant,
+    "circulant product": CirculantProduct,
+    "toeplitz": Toeplitz,
+    "symmetric toeplitz": SymmetricToeplitz,
+    "toeplitz product": ToeplitzProduct,
+    "hankel": Hankel,
+    "toeplitz-like": lambda *sizes: ToeplitzLike(*sizes, 2),
+    "hankel-like": lambda *sizes: HankelLike(*sizes, 2),
+    "vandermonde": Vandermonde,
+    "vandermonde-like": lambda *sizes: VandermondeLike(*sizes, 2),
+    "cauchy-like": lambda *sizes: CauchyLike(*sizes, 2),
+    "kronecker": Kronecker,
+    "low rank": lambda *sizes: LowRank(*sizes, 3),
+    "siva": lambda *sizes: Siva(*sizes, min(sizes) // 2),
+}
+# For sizes with common divisors.
+GRIDS = {
+    "circulant, blocks": lambda *sizes: Circulant(*sizes, 12),
+    "skew-circulant, blocks": lambda *sizes: SkewCirculant(*sizes, 6),
+    "block circulant": lambda *sizes: BlockCirculant(*sizes, 4),
+    "circulant product, blocks": lambda *sizes: CirculantProduct(*sizes, 12),
+    "toeplitz, blocks": lambda *sizes: Toeplitz(*sizes, 12),
+    "hankel, blocks": lambda *sizes: Hankel(*sizes, 12),
+    "hydra, circulant": lambda *sizes: Hydra(*sizes, kind="circulant"),
+    "hydra, toeplitz": lambda *sizes: Hydra(*sizes, kind="toeplitz", pool=130),
+    "hydra, hankel": lambda *sizes: Hydra(*sizes, kind="hankel", pool=400, fixed_share=0.3),
+    "hydra, vandermonde": lambda *sizes: Hydra(*sizes, kind="vandermonde", fixed_share=0.2),
+    "hydra, low rank": lambda *sizes: Hydra(*sizes, blocks=1, kind="low_rank", rank=2),
+    "hydra, toeplitz-like": lambda *sizes: Hydra(*sizes, blocks=2, kind="toeplitz_like", rank=1, fixed_share=0.3),
+}
+STRUCTURES: dict[str, Structure] = {
+    f"{name}, {shape}": make(*sizes) for name, make in (FAMILIES | GRIDS).items() for shape, sizes in RECTANGLES.items()
+} | {f"{name}, of primes": make(61, 97) for name, make in FAMILIES.items()}
+# One of each, for what does not depend on the shape.
+SQUARES = {name: STRUCTURES[f"{name}, square"] for name in FAMILIES | GRIDS}
+
+
+def parameters_of(structure: Structure, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """Values of the parameters for which W is about as large as a layer's weight, drawn in float64."""
+    parameters = [torch.empty(shape, dtype=torch.float64) for shape in structure.parameter_shapes().values()]
+    fill(structure, parameters)
+    return tuple(parameter.to(dtype) for parameter in parameters)
+
+
+@torch.no_grad()
+def fill(structure: Structure, parameters: list[Tensor] | tuple[Tensor, ...]) -> None:
+    """Draws the parameters, in place."""
+    if "layer" in structure.initialisations:
+        structure.initialise(parameters, "layer")
+    elif isinstance(structure, Hydra) and structure.kind == "vandermonde":
+        parameters[0].uniform_(-0.7, 0.7)  # nodes whose powers are tame
+    else:
+        for parameter in parameters:
+            parameter.uniform_(-0.4, 0.4)
+
+
+def matrix(structure: Structure, parameters: tuple[Tensor, ...], stored: torch.dtype) -> Tensor:
+    """W in float64, differentiable, for parameters that a layer keeps in the type `stored`."""
+    if isinstance(structure, Hydra):  # its drawn values are rounded as the pool is stored
+        return structure._grid.dense(*structure._slots(parameters[0].double(), stored))
+    return structure.dense(*(parameter.double() for parameter in parameters))
+
+
+def rounding_factor(structure: Structure) -> float:
+    """Of an adapted layer in 16 bits, times that of rounding the exact answer: it rounds twice, SiVA three times."""
+    return 1.8 if isinstance(structure, Siva) else 1.5
+
+
+def assert_close(got: Tensor, exact: Tensor, factor: float, name: str = "result", size: float = 0.0) -> None:
+    """`oracle.assert_close`, but in 16 bits with this factor of the error of rounding the exact answer."""
+    if got.dtype not in oracle.SIXTEEN_BIT:
+        return oracle.assert_close(got, exact, name, size)
+    assert got.shape == exact.shape, f"{name} has shape {tuple(got.shape)}, wanted {tuple(exact.shape)}"
+    found, rounding = oracle.error(got, exact, size), oracle.error(exact.to(got.dtype), exact, size)
+    allowed = factor * rounding + oracle.FLOAT32_TOLERANCE
+    assert found <= allowed, f"{name} is off by {found:.2e}, allowed are {allowed:.2e}"
