@@ -119,3 +119,4 @@ def krylov_merge(weight: Tensor, v: Tensor, sign: int, scale: float, out: Tensor
     in float32, or in float64 where one of them is. The values of a row of out are contiguous.
     """
     _krylov_merge(weight, v, sign, scale, out)
+    torch.autograd.graph.increment_version(out)  # which an operator's own write does not

@@ -132,3 +132,4 @@ def toeplitz_merge(weight: Tensor, t: Tensor, columns: int, reflected: bool, sca
     taken in float32, or in float64 where one of them is. The values of a row of out are contiguous.
     """
     _toeplitz_merge(weight, t, columns, reflected, scale, out)
+    torch.autograd.graph.increment_version(out)  # which an operator's own write does not
