@@ -5,6 +5,7 @@
 
 #include "cpu/instruction_set.h"
 #include "glue.h"
+#include "merge.h"
 
 using surm::cpu::KrylovShape;
 using namespace surm::glue;
@@ -105,6 +106,18 @@ Tensor krylov_dense_adjoint(const Tensor& w_in, int64_t block, int64_t sign) {
   return v;
 }
 
+void krylov_merge(const Tensor& weight_in, const Tensor& v_in, int64_t sign, double scale, Tensor out) {
+  STD_TORCH_CHECK(v_in.dim() == 3, "surm_kernels: v must have 3 dimensions, got ", v_in.dim());
+  check_sign(sign);
+  const KrylovShape shape{1, 0, v_in.size(0), v_in.size(1), v_in.size(2), static_cast<int>(sign), false};
+  const Tensor weight = with_contiguous_rows(weight_in), v = torch::stable::contiguous(v_in);
+  const auto merge = merge_of(weight, out, shape.out_blocks * shape.block, shape.in_blocks * shape.block);
+  if (out.numel() > 0) {
+    surm::cpu::instruction_set().krylov_dense->merge(storage_type(v), shape, v.const_data_ptr(), scale, merge,
+                                                     parallel_for);
+  }
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
@@ -113,4 +126,5 @@ STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
   m.impl("krylov_backward", TORCH_BOX(&krylov_backward));
   m.impl("krylov_dense", TORCH_BOX(&krylov_dense));
   m.impl("krylov_dense_adjoint", TORCH_BOX(&krylov_dense_adjoint));
+  m.impl("krylov_merge", TORCH_BOX(&krylov_merge));
 }

@@ -13,6 +13,7 @@ STABLE_TORCH_LIBRARY(surm_kernels, m) {
   m.def("krylov_backward(Tensor g, Tensor x, Tensor v, int sign, float scale, bool transposed) -> (Tensor, Tensor)");
   m.def("krylov_dense(Tensor v, int sign) -> Tensor");
   m.def("krylov_dense_adjoint(Tensor w, SymInt block, int sign) -> Tensor");
+  m.def("krylov_merge(Tensor weight, Tensor v, int sign, float scale, Tensor(a!) out) -> ()");
 
   m.def(
       "toeplitz(Tensor x, Tensor t, Tensor? base, SymInt columns, float scale, bool transposed, bool reflected) -> "
@@ -23,6 +24,7 @@ STABLE_TORCH_LIBRARY(surm_kernels, m) {
       "Tensor)");
   m.def("toeplitz_dense(Tensor t, SymInt columns, bool reflected) -> Tensor");
   m.def("toeplitz_dense_adjoint(Tensor w, SymInt rows, SymInt columns, bool reflected) -> Tensor");
+  m.def("toeplitz_merge(Tensor weight, Tensor t, SymInt columns, bool reflected, float scale, Tensor(a!) out) -> ()");
 
   m.def(
       "ldr(Tensor x, Tensor left, Tensor right, Tensor? base, SymInt width, float scale, bool transposed, bool "

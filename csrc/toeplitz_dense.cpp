@@ -1,8 +1,9 @@
-// The toeplitz_dense operators: glue between torch's tensors and the CPU kernels.
+// The toeplitz_dense and toeplitz_merge operators: glue between torch's tensors and the CPU kernels.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/instruction_set.h"
 #include "glue.h"
+#include "merge.h"
 
 using surm::cpu::ToeplitzShape;
 using namespace surm::glue;
@@ -40,9 +41,24 @@ Tensor toeplitz_dense_adjoint(const Tensor& w_in, int64_t rows, int64_t columns,
   return t;
 }
 
+void toeplitz_merge(const Tensor& weight_in, const Tensor& t_in, int64_t columns, bool reflected, double scale,
+                    Tensor out) {
+  STD_TORCH_CHECK(t_in.dim() == 3, "surm_kernels: t must have 3 dimensions, got ", t_in.dim());
+  const int64_t rows = t_in.size(2) + 1 - columns;
+  STD_TORCH_CHECK(columns > 0 && rows > 0, "surm_kernels: columns must be from 1 to ", t_in.size(2), ", got ", columns);
+  const ToeplitzShape shape{1, 0, t_in.size(0), t_in.size(1), rows, columns, false, reflected};
+  const Tensor weight = with_contiguous_rows(weight_in), t = torch::stable::contiguous(t_in);
+  const auto merge = merge_of(weight, out, shape.out_blocks * rows, shape.in_blocks * columns);
+  if (out.numel() > 0) {
+    surm::cpu::instruction_set().toeplitz_dense->merge(storage_type(t), shape, t.const_data_ptr(), scale, merge,
+                                                       parallel_for);
+  }
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
   m.impl("toeplitz_dense", TORCH_BOX(&toeplitz_dense));
   m.impl("toeplitz_dense_adjoint", TORCH_BOX(&toeplitz_dense_adjoint));
+  m.impl("toeplitz_merge", TORCH_BOX(&toeplitz_merge));
 }

@@ -14,6 +14,10 @@ FLOAT32_TOLERANCE = 2e-6
 FLOAT64_TOLERANCE = 1e-14 if _extension.available else 2e-14
 ROUNDING_FACTOR = 1.05  # 16-bit: times the error of rounding the exact answer
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+# The types that a weight and what it is merged into may have together.
+MERGED = [(dtype, dtype) for dtype in (torch.float64, torch.float32, *SIXTEEN_BIT)] + [
+    pair for dtype in (torch.float64, *SIXTEEN_BIT) for pair in ((dtype, torch.float32), (torch.float32, dtype))
+]
 
 
 def f_circulant(v: Tensor, f: float) -> Tensor:

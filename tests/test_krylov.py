@@ -5,9 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 from surm_kernels import _extension
-from surm_kernels.ops.krylov import krylov, krylov_backward, krylov_dense, krylov_dense_adjoint, krylov_pullback
+from surm_kernels.ops.krylov import (
+    krylov,
+    krylov_backward,
+    krylov_dense,
+    krylov_dense_adjoint,
+    krylov_merge,
+    krylov_pullback,
+)
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -113,6 +121,52 @@ def test_dense_is_the_index_formula_to_the_bit_and_its_adjoint_sums_diagonals(
     w = torch.randn(dense.shape).to(dtype)
     exact = torch.stack([oracle.diagonal_sums(group, blocks[2], sign) for group in w])
     oracle.assert_close(krylov_dense_adjoint(w, blocks[2], sign), exact)
+
+
+@sign_cases
+@pytest.mark.parametrize("parameter", DTYPES, ids=lambda dtype: f"parameter {dtype}")
+@pytest.mark.parametrize(("weight_type", "out_type"), oracle.MERGED, ids=str)
+def test_merging_adds_the_scaled_matrix_to_a_weight_and_rounds_once(
+    weight_type: torch.dtype, out_type: torch.dtype, parameter: torch.dtype, sign: int
+) -> None:
+    for blocks in ((1, 1, 1), (1, 1, 97), (1, 1, 192), (2, 3, 5), (3, 2, 64), (2, 2, 1)):
+        v = torch.randn(blocks).to(parameter)
+        dense = oracle.matrix(v, sign)
+        weight, out = torch.randn(dense.shape).to(weight_type), torch.empty(dense.shape, dtype=out_type)
+        krylov_merge(weight, v, sign, SCALE, out)
+        oracle.assert_close(out, weight.double() + SCALE * dense)
+
+
+@sign_cases
+@dtype_cases
+def test_a_weight_may_be_merged_in_place_and_in_strided_rows(dtype: torch.dtype, sign: int) -> None:
+    v = torch.randn(3, 4, 19).transpose(0, 1).to(dtype)
+    weight, wanted = torch.randn(4 * 19, 3 * 19).to(dtype), torch.empty(4 * 19, 3 * 19, dtype=dtype)
+    krylov_merge(weight, v, sign, SCALE, wanted)
+    wide = torch.zeros(2 * 4 * 19, 3 * 19 + 5, dtype=dtype)
+    rows = wide[1::2, 2:-3]
+    rows.copy_(weight)
+    krylov_merge(rows, v, sign, SCALE, rows)
+    assert torch.equal(rows, wanted)
+    rows.zero_()
+    assert (wide == 0).all()
+    krylov_merge(weight.mT.contiguous().mT, v, sign, SCALE, rows)
+    assert torch.equal(rows, wanted)
+
+
+def test_merging_refuses_types_and_shapes_that_do_not_go_together() -> None:
+    v, weight = torch.randn(2, 3, 4), torch.randn(8, 12)
+    with pytest.raises(RuntimeError, match="one dtype, or one of them float32"):
+        krylov_merge(weight.bfloat16(), v, 1, 1.0, weight.half())
+    with pytest.raises(RuntimeError):
+        krylov_merge(weight, v, 1, 1.0, torch.empty(12, 8))
+    with pytest.raises(RuntimeError):
+        krylov_merge(weight[:7], v, 1, 1.0, torch.empty(8, 12))
+
+
+def test_merging_passes_opcheck() -> None:
+    arguments = (torch.randn(8, 12), torch.randn(2, 3, 4), -1, 0.7, torch.zeros(8, 12))
+    opcheck(torch.ops.surm_kernels.krylov_merge.default, arguments)
 
 
 @given(

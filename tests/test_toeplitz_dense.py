@@ -1,12 +1,13 @@
-"""The dense matrices of block Toeplitz and Hankel matrices and the sums along their diagonals."""
+"""The dense matrices of block Toeplitz and Hankel matrices, merging them, and the sums along their diagonals."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
-from surm_kernels.ops.toeplitz import toeplitz_dense, toeplitz_dense_adjoint
+from surm_kernels.ops.toeplitz import toeplitz_dense, toeplitz_dense_adjoint, toeplitz_merge
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -70,6 +71,54 @@ def test_adjoint_sums_the_diagonals_of_every_block(
     w = torch.randn(2, blocks[0] * rows, blocks[1] * columns).to(dtype)
     sums = toeplitz_dense_adjoint(w, rows, columns, reflected)
     oracle.assert_close(sums, exact_sums(w, rows, columns, reflected), "sums", w.double().norm().item())
+
+
+@reflected_cases
+@pytest.mark.parametrize("parameter", DTYPES, ids=lambda dtype: f"parameter {dtype}")
+@pytest.mark.parametrize(("weight_type", "out_type"), oracle.MERGED, ids=str)
+def test_merging_adds_the_scaled_matrix_to_a_weight_and_rounds_once(
+    weight_type: torch.dtype, out_type: torch.dtype, parameter: torch.dtype, reflected: bool
+) -> None:
+    sizes = (((1, 1), 1, 1), ((1, 1), 1, 7), ((1, 1), 97, 63), ((1, 1), 15, 300), ((2, 3), 5, 4), ((3, 2), 64, 33))
+    for blocks, rows, columns in sizes:
+        t = torch.randn(*blocks, rows + columns - 1).to(parameter)
+        (dense,) = exact_matrices(t[None], columns, reflected)
+        weight, out = torch.randn(dense.shape).to(weight_type), torch.empty(dense.shape, dtype=out_type)
+        toeplitz_merge(weight, t, columns, reflected, 0.75, out)
+        oracle.assert_close(out, weight.double() + 0.75 * dense)
+
+
+@reflected_cases
+@dtype_cases
+def test_a_weight_may_be_merged_in_place_and_in_strided_rows(dtype: torch.dtype, reflected: bool) -> None:
+    t = torch.randn(3, 4, 30).transpose(0, 1).to(dtype)
+    weight, wanted = torch.randn(4 * 19, 3 * 12).to(dtype), torch.empty(4 * 19, 3 * 12, dtype=dtype)
+    toeplitz_merge(weight, t, 12, reflected, 0.75, wanted)
+    wide = torch.zeros(2 * 4 * 19, 3 * 12 + 5, dtype=dtype)
+    rows = wide[1::2, 2:-3]
+    rows.copy_(weight)
+    toeplitz_merge(rows, t, 12, reflected, 0.75, rows)
+    assert torch.equal(rows, wanted)
+    rows.zero_()
+    assert (wide == 0).all()
+    toeplitz_merge(weight.mT.contiguous().mT, t, 12, reflected, 0.75, rows)
+    assert torch.equal(rows, wanted)
+
+
+def test_merging_refuses_types_and_shapes_that_do_not_go_together() -> None:
+    t, weight = torch.randn(2, 3, 9), torch.randn(2 * 4, 3 * 6)
+    with pytest.raises(RuntimeError, match="one dtype, or one of them float32"):
+        toeplitz_merge(weight.bfloat16(), t, 6, False, 1.0, weight.half())
+    with pytest.raises(RuntimeError):
+        toeplitz_merge(weight, t, 6, False, 1.0, torch.empty(18, 8))
+    with pytest.raises(RuntimeError):
+        toeplitz_merge(weight[:7], t, 6, False, 1.0, torch.empty(8, 18))
+
+
+@reflected_cases
+def test_merging_passes_opcheck(reflected: bool) -> None:
+    arguments = (torch.randn(8, 18), torch.randn(2, 3, 9), 6, reflected, 0.7, torch.zeros(8, 18))
+    opcheck(torch.ops.surm_kernels.toeplitz_merge.default, arguments)
 
 
 @given(

@@ -20,4 +20,17 @@ struct ConstRows {
   int64_t row_stride = 0;
 };
 
+// A matrix and where its sum with another goes, which may be itself; the values of a row are contiguous, strides count
+// elements. Both have one type, or one of them is float32.
+struct Merge {
+  StorageType weight_type, out_type;
+  const void* weight;
+  int64_t weight_stride;
+  void* out;
+  int64_t out_stride;
+
+  // The type of the sum, which is rounded once; else it is float32.
+  bool in_float64() const { return weight_type == StorageType::kFloat64 || out_type == StorageType::kFloat64; }
+};
+
 }  // namespace surm::cpu

@@ -30,6 +30,9 @@ struct KrylovDenseKernels {
   void (*dense)(StorageType type, const KrylovShape& shape, const void* v, void* w, const ParallelFor& parallel);
   // v (groups, M, K, b): the sums of w along the f-circulant diagonals of every block; both contiguous.
   void (*adjoint)(StorageType type, const KrylovShape& shape, const void* w, void* v, const ParallelFor& parallel);
+  // merge.out = merge.weight + scale · W(v) for one group, rounded once; `type` is that of v, which is contiguous.
+  void (*merge)(StorageType type, const KrylovShape& shape, const void* v, double scale, const Merge& merge,
+                const ParallelFor& parallel);
 };
 
 }  // namespace surm::cpu

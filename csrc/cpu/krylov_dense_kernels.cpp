@@ -18,18 +18,33 @@ Windows windows_of(const KrylovShape& shape) {
   return {shape.groups * shape.out_blocks, shape.in_blocks, shape.block, shape.block, false};
 }
 
-template <class Storage>
-void dense(const KrylovShape& shape, const Storage* v, Storage* w, const ParallelFor& parallel) {
+template <class Value>
+std::vector<Value> diagonals_of(const KrylovShape& shape, const Value* v, const ParallelFor& parallel) {
   const Windows windows = windows_of(shape);
   const int64_t b = shape.block;
-  std::vector<Storage> diagonals(windows.blocks() * windows.diagonals());
-  for (int64_t block = 0; block < windows.blocks(); ++block) {
-    const Storage* column = v + block * b;
-    Storage* d = diagonals.data() + block * windows.diagonals();
-    for (int64_t k = 0; k < b; ++k) d[b - 1 - k] = column[k];
-    for (int64_t k = 1; k < b; ++k) d[2 * b - 1 - k] = times_sign(column[k], shape.sign);
-  }
-  lay_out(windows, diagonals.data(), w, parallel);
+  std::vector<Value> diagonals(windows.blocks() * windows.diagonals());
+  parallel(windows.blocks(), windows_grain(b), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const Value* column = v + block * b;
+      Value* d = diagonals.data() + block * windows.diagonals();
+      for (int64_t k = 0; k < b; ++k) d[b - 1 - k] = column[k];
+      for (int64_t k = 1; k < b; ++k) d[2 * b - 1 - k] = times_sign(column[k], shape.sign);
+    }
+  });
+  return diagonals;
+}
+
+template <class Storage>
+void dense(const KrylovShape& shape, const Storage* v, Storage* w, const ParallelFor& parallel) {
+  lay_out(windows_of(shape), diagonals_of(shape, v, parallel).data(), w, parallel);
+}
+
+template <class Scalar, class Storage>
+void merge_in(const KrylovShape& shape, const Storage* v, double scale, const Merge& merge,
+              const ParallelFor& parallel) {
+  const Windows windows = windows_of(shape);
+  const auto scaled = scaled_values<Scalar>(v, windows.blocks() * shape.block, scale, parallel);
+  add_windows(windows, diagonals_of(shape, scaled.data(), parallel).data(), merge, parallel);
 }
 
 template <class Storage>
@@ -58,9 +73,18 @@ void adjoint_of_type(StorageType type, const KrylovShape& shape, const void* w, 
   });
 }
 
+void merge_of_type(StorageType type, const KrylovShape& shape, const void* v, double scale, const Merge& merge,
+                   const ParallelFor& parallel) {
+  with_storage(type, [&](auto tag) {
+    const auto* values = static_cast<const decltype(tag)*>(v);
+    merge.in_float64() ? merge_in<double>(shape, values, scale, merge, parallel)
+                       : merge_in<float>(shape, values, scale, merge, parallel);
+  });
+}
+
 }  // namespace
 
 extern const KrylovDenseKernels krylov_dense_kernels;
-const KrylovDenseKernels krylov_dense_kernels{dense_of_type, adjoint_of_type};
+const KrylovDenseKernels krylov_dense_kernels{dense_of_type, adjoint_of_type, merge_of_type};
 
 }  // namespace surm::cpu::SURM_INSTRUCTION_SET

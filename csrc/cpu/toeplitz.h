@@ -32,6 +32,9 @@ struct ToeplitzDenseKernels {
   void (*dense)(StorageType type, const ToeplitzShape& shape, const void* t, void* w, const ParallelFor& parallel);
   // t (groups, M, K, m + n - 1): the sums of w along the diagonals (antidiagonals if reflected) of every block.
   void (*adjoint)(StorageType type, const ToeplitzShape& shape, const void* w, void* t, const ParallelFor& parallel);
+  // merge.out = merge.weight + scale · W(t) for one group, rounded once; `type` is that of t, which is contiguous.
+  void (*merge)(StorageType type, const ToeplitzShape& shape, const void* t, double scale, const Merge& merge,
+                const ParallelFor& parallel);
 };
 
 }  // namespace surm::cpu

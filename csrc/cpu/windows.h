@@ -1,5 +1,6 @@
 // Matrices whose rows are windows of a vector: row i of an m × n block is n consecutive values of a vector of the
-// block's m + n - 1 diagonals, one step earlier (or, rising, later) in every row. Laying them out, and the adjoint.
+// block's m + n - 1 diagonals, one step earlier (or, rising, later) in every row. Laying them out, adding them to
+// another matrix, and the adjoint.
 #pragma once
 
 #include <algorithm>
@@ -19,6 +20,9 @@ struct Windows {
   int64_t diagonals() const { return rows + columns - 1; }
   int64_t width() const { return column_blocks * columns; }
   int64_t begin_of(int64_t row) const { return rising ? row : rows - 1 - row; }
+  // Where the first window of a row of the whole matrix begins among all diagonals; the next ones follow diagonals()
+  // apart.
+  int64_t first_window(int64_t row) const { return row / rows * column_blocks * diagonals() + begin_of(row % rows); }
 };
 
 constexpr int64_t kValuesWorthAThread = 32 * 1024;
@@ -33,14 +37,31 @@ void lay_out(const Windows& windows, const Storage* diagonals, Storage* w, const
   const int64_t width = windows.width(), length = windows.diagonals();
   parallel(windows.row_blocks * windows.rows, windows_grain(width), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t first_block = row / windows.rows * windows.column_blocks;
-      const Storage* from = diagonals + first_block * length + windows.begin_of(row % windows.rows);
+      const Storage* from = diagonals + windows.first_window(row);
       for (int64_t q = 0; q < windows.column_blocks; ++q) {
         std::memcpy(w + row * width + q * windows.columns, from + q * length, windows.columns * sizeof(Storage));
       }
     }
   });
 }
+
+// scale · values, in the type that a merge computes in.
+template <class Scalar, class Storage>
+std::vector<Scalar> scaled_values(const Storage* values, int64_t count, double scale, const ParallelFor& parallel) {
+  std::vector<Scalar> scaled(count);
+  parallel(count, kValuesWorthAThread, [&](int64_t begin, int64_t end) {
+    for_vectors<ComputeType<Storage>>(end - begin, [&](int64_t j, int64_t n) {
+      const auto value = load_first(values + begin + j, n);
+      for (int64_t lane = 0; lane < n; ++lane) scaled[begin + j + lane] = static_cast<Scalar>(scale * value[lane]);
+    });
+  });
+  return scaled;
+}
+
+// merge.out = merge.weight + the matrix that lay_out() makes. Scalar is double if merge.in_float64(), else float.
+template <class Scalar>
+void add_windows(const Windows& windows, const Scalar* diagonals, const Merge& merge,
+                 const ParallelFor& parallel);  // in windows_kernels.cpp, compiled once for all that use it
 
 // sums[0 … count) += from[0 … count)
 template <class Storage>

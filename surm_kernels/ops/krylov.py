@@ -1,7 +1,8 @@
 """The block Krylov product W(v), its transpose, its pullback and its dense matrix, closed under differentiation.
 
 W(v) is the (M b) x (K b) matrix whose block (p, q) is f-circulant with first column v[p, q], f = sign = 1 or -1. Every
-tensor has a leading dimension G of independent problems, which carries vmap.
+tensor has a leading dimension G of independent problems, which carries vmap. Merging W(v) into a weight stands beside
+them: it takes a single problem and knows no derivatives.
 """
 
 import torch
@@ -39,17 +40,25 @@ def _krylov_dense_adjoint_fake(w: Tensor, block: int, sign: int) -> Tensor:
     return w.new_empty(w.shape[0], w.shape[1] // block, w.shape[2] // block, block)
 
 
+def _krylov_merge_fake(weight: Tensor, v: Tensor, sign: int, scale: float, out: Tensor) -> None:
+    outputs, inputs, block = v.shape
+    for matrix in (weight, out):
+        torch._check(matrix.shape == (outputs * block, inputs * block))
+
+
 KRYLOV = "krylov(Tensor x, Tensor v, Tensor? base, int sign, float scale, bool transposed) -> Tensor"
 PULLBACK = "krylov_pullback(Tensor g, Tensor x, SymInt block, int sign, float scale) -> Tensor"
 BACKWARD = "krylov_backward(Tensor g, Tensor x, Tensor v, int sign, float scale, bool transposed) -> (Tensor, Tensor)"
 DENSE = "krylov_dense(Tensor v, int sign) -> Tensor"
 DENSE_ADJOINT = "krylov_dense_adjoint(Tensor w, SymInt block, int sign) -> Tensor"
+MERGE = "krylov_merge(Tensor weight, Tensor v, int sign, float scale, Tensor(a!) out) -> ()"
 
 _krylov = define(KRYLOV, _krylov_fake, reference.krylov)
 _krylov_pullback = define(PULLBACK, _krylov_pullback_fake, reference.krylov_pullback)
 _krylov_backward = define(BACKWARD, _krylov_backward_fake, reference.krylov_backward)
 _krylov_dense = define(DENSE, _krylov_dense_fake, reference.krylov_dense)
 _krylov_dense_adjoint = define(DENSE_ADJOINT, _krylov_dense_adjoint_fake, reference.krylov_dense_adjoint)
+_krylov_merge = define(MERGE, _krylov_merge_fake, reference.krylov_merge)
 
 # scale <g, x W(v)^T>
 form = Form(
@@ -101,3 +110,13 @@ def krylov_dense(v: Tensor, sign: int) -> Tensor:
 def krylov_dense_adjoint(w: Tensor, block: int, sign: int) -> Tensor:
     """The sums of w along the f-circulant diagonals: the gradient of `<w, W(v)>`."""
     return dense_form.partial(1, None, w, block, sign)
+
+
+def krylov_merge(weight: Tensor, v: Tensor, sign: int, scale: float, out: Tensor) -> None:
+    """`out = weight + scale * W(v)`, rounded once; weight may be out.
+
+    v (M, K, b) may have any type. weight and out (M b, K b) have one type or one of them is float32; the sum is taken
+    in float32, or in float64 where one of them is. The values of a row of out are contiguous.
+    """
+    _krylov_merge(weight, v, sign, scale, out)
+    torch.autograd.graph.increment_version(out)  # which an operator's own write does not

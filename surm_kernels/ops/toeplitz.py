@@ -2,6 +2,7 @@
 
 W(t) is the (M m) x (K n) matrix whose block (p, q) has the entries t[p, q, i - j + n - 1], or t[p, q, i + j] when
 reflected; m is `rows`, n `columns`. Every tensor has a leading dimension G of independent problems, which carries vmap.
+Merging W(t) into a weight stands beside them: it takes a single problem and knows no derivatives.
 """
 
 import torch
@@ -42,6 +43,11 @@ def _toeplitz_dense_adjoint_fake(w: Tensor, rows: int, columns: int, reflected: 
     return w.new_empty(w.shape[0], w.shape[1] // rows, w.shape[2] // columns, rows + columns - 1)
 
 
+def _toeplitz_merge_fake(weight: Tensor, t: Tensor, columns: int, reflected: bool, scale: float, out: Tensor) -> None:
+    for matrix in (weight, out):
+        torch._check(matrix.shape == (t.shape[0] * _rows(t, columns), t.shape[1] * columns))
+
+
 def _rows(t: Tensor, columns: int) -> int:
     return t.shape[-1] - columns + 1
 
@@ -55,12 +61,14 @@ BACKWARD = (
 )
 DENSE = "toeplitz_dense(Tensor t, SymInt columns, bool reflected) -> Tensor"
 DENSE_ADJOINT = "toeplitz_dense_adjoint(Tensor w, SymInt rows, SymInt columns, bool reflected) -> Tensor"
+MERGE = "toeplitz_merge(Tensor weight, Tensor t, SymInt columns, bool reflected, float scale, Tensor(a!) out) -> ()"
 
 _toeplitz = define(TOEPLITZ, _toeplitz_fake, reference.toeplitz)
 _toeplitz_pullback = define(PULLBACK, _toeplitz_pullback_fake, reference.toeplitz_pullback)
 _toeplitz_backward = define(BACKWARD, _toeplitz_backward_fake, reference.toeplitz_backward)
 _toeplitz_dense = define(DENSE, _toeplitz_dense_fake, reference.toeplitz_dense)
 _toeplitz_dense_adjoint = define(DENSE_ADJOINT, _toeplitz_dense_adjoint_fake, reference.toeplitz_dense_adjoint)
+_toeplitz_merge = define(MERGE, _toeplitz_merge_fake, reference.toeplitz_merge)
 
 # scale <g, x W(t)^T>
 form = Form(
@@ -115,3 +123,13 @@ def toeplitz_dense(t: Tensor, columns: int, reflected: bool) -> Tensor:
 def toeplitz_dense_adjoint(w: Tensor, rows: int, columns: int, reflected: bool) -> Tensor:
     """The sums of w along the diagonals, antidiagonals when reflected: the gradient of `<w, W(t)>`."""
     return dense_form.partial(1, None, w, rows + columns - 1, columns, reflected)
+
+
+def toeplitz_merge(weight: Tensor, t: Tensor, columns: int, reflected: bool, scale: float, out: Tensor) -> None:
+    """`out = weight + scale * W(t)`, rounded once; weight may be out.
+
+    t (M, K, m + n - 1) may have any type. weight and out (M m, K n) have one type or one of them is float32; the sum is
+    taken in float32, or in float64 where one of them is. The values of a row of out are contiguous.
+    """
+    _toeplitz_merge(weight, t, columns, reflected, scale, out)
+    torch.autograd.graph.increment_version(out)  # which an operator's own write does not

@@ -44,6 +44,16 @@ def rounded(result: Tensor, magnitude: Tensor | float, base: Tensor | None, dtyp
     return (result if base is None else result + base).to(dtype)
 
 
+def merge(weight: Tensor, matrix: Tensor, scale: float, out: Tensor) -> None:
+    """`out = weight + scale * matrix`, the sum in the wider type of weight and out, float32 at least; rounded once."""
+    torch._check(
+        weight.dtype == out.dtype or torch.float32 in (weight.dtype, out.dtype),
+        lambda: "surm_kernels: weight and out must have one dtype, or one of them float32",
+    )
+    dtype = torch.promote_types(wide(weight[:0]).dtype, wide(out[:0]).dtype)
+    out.copy_(weight.to(dtype) + scale * matrix.to(dtype))
+
+
 def mixed(rows: Tensor, matrix: Tensor) -> Tensor:
     """(G, T, M, F), the product in every frequency of the rows (G, T, K, F) with a matrix (G, M, K, F)."""
     return torch.stack([(rows * row).sum(-2) for row in matrix.unsqueeze(1).unbind(2)], 2)

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from surm_kernels.reference import dense
-from surm_kernels.reference.ops._rows import blocks, correlated, mixed, normalised, normalised_pair, rounded, wide
+from surm_kernels.reference.ops._rows import (
+    blocks,
+    correlated,
+    merge,
+    mixed,
+    normalised,
+    normalised_pair,
+    rounded,
+    wide,
+)
 
 
 def krylov(x: Tensor, v: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool) -> Tensor:
@@ -51,6 +60,10 @@ def krylov_dense_adjoint(w: Tensor, block: int, sign: int) -> Tensor:
     squares = wide(w).unflatten(-1, (-1, block)).unflatten(-3, (-1, block)).transpose(-3, -2)
     entries = squares[..., row % block, index]
     return torch.where(row < block, entries, sign * entries).sum(-1).to(w.dtype)
+
+
+def krylov_merge(weight: Tensor, v: Tensor, sign: int, scale: float, out: Tensor) -> None:
+    merge(weight, krylov_dense(v[None], sign)[0], scale, out)
 
 
 def _twist(block: int, like: Tensor) -> Tensor:

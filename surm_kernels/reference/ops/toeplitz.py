@@ -8,7 +8,16 @@ matrix is a Toeplitz matrix that meets the blocks of x in reverse.
 import torch
 from torch import Tensor
 
-from surm_kernels.reference.ops._rows import blocks, correlated, mixed, normalised, normalised_pair, rounded, wide
+from surm_kernels.reference.ops._rows import (
+    blocks,
+    correlated,
+    merge,
+    mixed,
+    normalised,
+    normalised_pair,
+    rounded,
+    wide,
+)
 
 
 def toeplitz(
@@ -67,6 +76,10 @@ def toeplitz_dense_adjoint(w: Tensor, rows: int, columns: int, reflected: bool) 
     # Rows m entries longer, read one entry shorter than that, shift row i by i: antidiagonals become columns.
     sheared = torch.nn.functional.pad(entries, (0, rows)).flatten(-2)[..., :-rows]
     return sheared.unflatten(-1, (rows, rows + columns - 1)).sum(-2).to(w.dtype)
+
+
+def toeplitz_merge(weight: Tensor, t: Tensor, columns: int, reflected: bool, scale: float, out: Tensor) -> None:
+    merge(weight, toeplitz_dense(t[None], columns, reflected)[0], scale, out)
 
 
 def _size(length: int) -> int:

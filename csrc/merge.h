@@ -1,0 +1,27 @@
+// What the operators that merge a structured matrix into a weight share: the checks of the two matrices.
+#pragma once
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "glue.h"
+
+namespace surm::glue {
+
+// `weight` and `out` as the kernels take them; both must outlive the result, and `weight` have contiguous rows.
+inline surm::cpu::Merge merge_of(const Tensor& weight, Tensor& out, int64_t rows, int64_t columns) {
+  const Tensor* matrices[] = {&weight, &out};
+  const char* names[] = {"weight", "out"};
+  for (int i = 0; i < 2; ++i) {
+    STD_TORCH_CHECK(matrices[i]->dim() == 2 && matrices[i]->size(0) == rows && matrices[i]->size(1) == columns,
+                    "surm_kernels: ", names[i], " must be a matrix of ", rows, " x ", columns);
+  }
+  STD_TORCH_CHECK(out.stride(1) == 1 || columns <= 1, "surm_kernels: the values of a row of out must be contiguous");
+  constexpr auto kFloat = torch::headeronly::ScalarType::Float;
+  STD_TORCH_CHECK(
+      weight.scalar_type() == out.scalar_type() || weight.scalar_type() == kFloat || out.scalar_type() == kFloat,
+      "surm_kernels: weight and out must have one dtype, or one of them float32");
+  return {storage_type(weight), storage_type(out),      weight.const_data_ptr(),
+          weight.stride(0),     out.mutable_data_ptr(), out.stride(0)};
+}
+
+}  // namespace surm::glue
