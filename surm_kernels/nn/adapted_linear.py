@@ -50,7 +50,7 @@ class AdaptedLinear(nn.Module):
         constants: what the structure does not train, by name; by default the structure prepares it from the weight.
         merge_dtype: None, or torch.float32 to merge and multiply 16-bit layers in float32.
         save_constants: whether state_dict holds the constants. A fingerprint of them it always holds, and a state with
-            another fingerprint is refused.
+            another fingerprint is refused, unless it brings the constants or the weight that gives them.
 
     Raises:
         TypeError: base is no module, structure no structure, scale no number.
@@ -127,7 +127,8 @@ class AdaptedLinear(nn.Module):
         if not isinstance(base, nn.Linear):
             raise TypeError(f"base must be a torch.nn.Linear, got {type(base).__name__}")
         U, V = siva.bases(base.weight, perc=perc, k=k, basis=basis, by=by, precision=precision, seed=seed)
-        structure = Siva(base.in_features, base.out_features, U.shape[1], basis=basis, seed=seed)
+        named = "float32" if precision is torch.float32 else "float64"
+        structure = Siva(base.in_features, base.out_features, U.shape[1], basis, named, seed)
         return cls(base, structure, scale, strategy, constants={"U": U, "V": V}, save_constants=save_constants)
 
     @property
@@ -273,7 +274,11 @@ class AdaptedLinear(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "AdaptedLinear":
         self.refresh()  # the buffer belongs to the old device or type
-        return super()._apply(fn, recurse)
+        exact = self.fingerprint if self.structure.constants else None
+        super()._apply(fn, recurse)
+        if exact is not None and not exact.is_meta:  # moved, but not rounded
+            self.fingerprint = exact.to(self.fingerprint.device)
+        return self
 
     def _constants(self, given: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """The structure's constants by name, those given or prepared from the weight."""
@@ -299,7 +304,7 @@ class AdaptedLinear(nn.Module):
             if not self.save_constants:  # not expected, but better than our own
                 self._take_constants(state_dict, prefix)
         elif names and prefix + "fingerprint" in state_dict:
-            change = siva.difference(self.fingerprint, state_dict[prefix + "fingerprint"])
+            change = self._change(state_dict[prefix + "fingerprint"], state_dict.get(prefix + "base.weight"))
             if not change <= siva.TOLERANCE:
                 errors: list[str] = lists[-1]
                 errors.append(
@@ -317,6 +322,19 @@ class AdaptedLinear(nn.Module):
         if all(state_dict[prefix + name].shape == getattr(self, name).shape for name in names):
             for name in names:
                 getattr(self, name).copy_(state_dict.pop(prefix + name))
+
+    @torch.no_grad()
+    def _change(self, fingerprint: Tensor, weight: Tensor | None) -> float:
+        """How far a fingerprint is from ours, or from that of a new weight, whose constants are then taken over."""
+        change = siva.difference(self.fingerprint, fingerprint)
+        if change <= siva.TOLERANCE or weight is None or weight.shape != self._weight.shape:
+            return change
+        prepared = self.structure.prepare(weight.to(self._weight))
+        change = siva.difference(self.structure.fingerprint(*prepared), fingerprint)
+        if change <= siva.TOLERANCE:
+            for name, value in zip(self.structure.constants, prepared, strict=True):
+                getattr(self, name).copy_(value)
+        return change
 
 
 class _RelativeSize:

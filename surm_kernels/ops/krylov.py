@@ -72,6 +72,7 @@ form = Form(
         0: lambda g, x, v, sign, scale: _krylov_backward(g, x, v, sign, scale, False),
         1: lambda g, x, v, sign, scale: _krylov_backward(x, g, v, sign, scale, True),
     },
+    merge=lambda weight, out, v, sign, scale: krylov_merge(weight, v.squeeze(0), sign, scale, out),
 )
 # <w, W(v)>
 dense_form = Form(

@@ -81,6 +81,9 @@ form = Form(
         ),
     ),
     {0: lambda g, x, t, columns, scale, reflected: _toeplitz_backward(g, x, t, columns, scale, reflected)},
+    merge=lambda weight, out, t, columns, scale, reflected: toeplitz_merge(
+        weight, t.squeeze(0), columns, reflected, scale, out
+    ),
 )
 # <w, W(t)>
 dense_form = Form(

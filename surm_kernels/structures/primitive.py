@@ -49,7 +49,8 @@ class PrimitiveStructure(Structure):
     def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
         """`weight + scale * W` in one pass where the primitive has a kernel for it, see `Structure.merge`."""
         primitive = self.primitive(*parameters, scale=scale)
-        if primitive is None or primitive.form.merge is None:
+        types = {weight.dtype, weight.dtype if out is None else out.dtype}
+        if primitive is None or primitive.form.merge is None or not (len(types) == 1 or torch.float32 in types):
             return super().merge(weight, *parameters, scale=scale, out=out)
         result = torch.empty_like(weight) if out is None else out
         primitive.form.merge(weight, result, *primitive.arguments, *primitive.constants)
