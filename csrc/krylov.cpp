@@ -6,6 +6,7 @@
 #include "cpu/instruction_set.h"
 #include "glue.h"
 #include "merge.h"
+#include "spectrum.h"
 
 using surm::cpu::KrylovShape;
 using namespace surm::glue;
@@ -31,6 +32,40 @@ Tensor krylov(const Tensor& x_in, const Tensor& v_in, const std::optional<Tensor
   if (y.numel() > 0) {
     surm::cpu::instruction_set().krylov->matmul(storage_type(x), shape, rows_of(x), v.const_data_ptr(), base.rows(),
                                                 scale, y.mutable_data_ptr(), parallel_for);
+  }
+  return y;
+}
+
+Tensor krylov_spectrum(const Tensor& v_in, int64_t sign, bool transposed) {
+  check_tensor(v_in, "v", 4, v_in);
+  const KrylovShape shape = shape_of(v_in, 0, sign, transposed);
+  const Tensor v = torch::stable::contiguous(v_in);
+  const auto& kernels = *surm::cpu::instruction_set().krylov;
+  const bool empty = v.numel() == 0;
+  Tensor spectrum = empty_spectrum(v, empty ? 0 : kernels.spectrum_size(storage_type(v), shape));
+  if (!empty) {
+    kernels.spectrum(storage_type(v), shape, v.const_data_ptr(), spectrum.mutable_data_ptr(), parallel_for);
+  }
+  return spectrum;
+}
+
+Tensor krylov_by_spectrum(const Tensor& x_in, const Tensor& spectrum, const std::optional<Tensor>& base_in,
+                          int64_t outputs, int64_t inputs, int64_t block, int64_t sign, double scale) {
+  check_tensor(x_in, "x", 3, x_in);
+  check_sign(sign);
+  STD_TORCH_CHECK(outputs > 0 && inputs > 0 && block > 0, "surm_kernels: outputs, inputs and block must be positive");
+  check_size("x.shape[2]", x_in.size(2), inputs * block);
+  const KrylovShape shape{x_in.size(0), x_in.size(1), outputs, inputs, block, static_cast<int>(sign), false};
+  const Tensor x = with_contiguous_rows(x_in);
+  Tensor y = empty_rows(x, {shape.groups, shape.tokens, outputs * block});
+  const Base base(base_in, y);
+  if (y.numel() > 0) {
+    const auto& kernels = *surm::cpu::instruction_set().krylov;
+    check_spectrum(spectrum, x);
+    const bool fits =
+        kernels.matmul_by_spectrum(storage_type(x), shape, rows_of(x), spectrum.const_data_ptr(), spectrum.numel(),
+                                   base.rows(), scale, y.mutable_data_ptr(), parallel_for);
+    STD_TORCH_CHECK(fits, "surm_kernels: spectrum belongs to other sizes");
   }
   return y;
 }
@@ -126,5 +161,7 @@ STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
   m.impl("krylov_backward", TORCH_BOX(&krylov_backward));
   m.impl("krylov_dense", TORCH_BOX(&krylov_dense));
   m.impl("krylov_dense_adjoint", TORCH_BOX(&krylov_dense_adjoint));
+  m.impl("krylov_spectrum", TORCH_BOX(&krylov_spectrum));
+  m.impl("krylov_by_spectrum", TORCH_BOX(&krylov_by_spectrum));
   m.impl("krylov_merge", TORCH_BOX(&krylov_merge));
 }

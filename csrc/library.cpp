@@ -13,6 +13,10 @@ STABLE_TORCH_LIBRARY(surm_kernels, m) {
   m.def("krylov_backward(Tensor g, Tensor x, Tensor v, int sign, float scale, bool transposed) -> (Tensor, Tensor)");
   m.def("krylov_dense(Tensor v, int sign) -> Tensor");
   m.def("krylov_dense_adjoint(Tensor w, SymInt block, int sign) -> Tensor");
+  m.def("krylov_spectrum(Tensor v, int sign, bool transposed) -> Tensor");
+  m.def(
+      "krylov_by_spectrum(Tensor x, Tensor spectrum, Tensor? base, SymInt outputs, SymInt inputs, SymInt block, int "
+      "sign, float scale) -> Tensor");
   m.def("krylov_merge(Tensor weight, Tensor v, int sign, float scale, Tensor(a!) out) -> ()");
 
   m.def(
@@ -24,6 +28,10 @@ STABLE_TORCH_LIBRARY(surm_kernels, m) {
       "Tensor)");
   m.def("toeplitz_dense(Tensor t, SymInt columns, bool reflected) -> Tensor");
   m.def("toeplitz_dense_adjoint(Tensor w, SymInt rows, SymInt columns, bool reflected) -> Tensor");
+  m.def("toeplitz_spectrum(Tensor t, SymInt columns, bool transposed, bool reflected) -> Tensor");
+  m.def(
+      "toeplitz_by_spectrum(Tensor x, Tensor spectrum, Tensor? base, SymInt outputs, SymInt inputs, SymInt rows, "
+      "SymInt columns, float scale, bool reflected) -> Tensor");
   m.def("toeplitz_merge(Tensor weight, Tensor t, SymInt columns, bool reflected, float scale, Tensor(a!) out) -> ()");
 
   m.def(

@@ -1,14 +1,13 @@
 // The toeplitz operators: glue between torch's tensors and the CPU kernels.
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <tuple>
 
 #include "cpu/instruction_set.h"
 #include "glue.h"
+#include "spectrum.h"
 
 using surm::cpu::ToeplitzShape;
-using torch::headeronly::ScalarType;
 using namespace surm::glue;
 
 namespace {
@@ -36,6 +35,44 @@ Tensor toeplitz(const Tensor& x_in, const Tensor& t_in, const std::optional<Tens
   if (y.numel() > 0) {
     surm::cpu::instruction_set().toeplitz->matmul(storage_type(x), shape, rows_of(x), t.const_data_ptr(), base.rows(),
                                                   scale, y.mutable_data_ptr(), parallel_for);
+  }
+  return y;
+}
+
+Tensor toeplitz_spectrum(const Tensor& t_in, int64_t columns, bool transposed, bool reflected) {
+  check_tensor(t_in, "t", 4, t_in);
+  STD_TORCH_CHECK(columns > 0 && columns <= t_in.size(3), "surm_kernels: columns must be 1 to ", t_in.size(3), ", got ",
+                  columns);
+  const ToeplitzShape shape{t_in.size(0), 0,          t_in.size(1), t_in.size(2), t_in.size(3) - columns + 1,
+                            columns,      transposed, reflected};
+  const Tensor t = torch::stable::contiguous(t_in);
+  const auto& kernels = *surm::cpu::instruction_set().toeplitz;
+  const bool empty = t.numel() == 0;
+  Tensor spectrum = empty_spectrum(t, empty ? 0 : kernels.spectrum_size(storage_type(t), shape));
+  if (!empty) {
+    kernels.spectrum(storage_type(t), shape, t.const_data_ptr(), spectrum.mutable_data_ptr(), parallel_for);
+  }
+  return spectrum;
+}
+
+Tensor toeplitz_by_spectrum(const Tensor& x_in, const Tensor& spectrum, const std::optional<Tensor>& base_in,
+                            int64_t outputs, int64_t inputs, int64_t rows, int64_t columns, double scale,
+                            bool reflected) {
+  check_tensor(x_in, "x", 3, x_in);
+  STD_TORCH_CHECK(outputs > 0 && inputs > 0 && rows > 0 && columns > 0,
+                  "surm_kernels: outputs, inputs, rows and columns must be positive");
+  check_size("x.shape[2]", x_in.size(2), inputs * columns);
+  const ToeplitzShape shape{x_in.size(0), x_in.size(1), outputs, inputs, rows, columns, false, reflected};
+  const Tensor x = with_contiguous_rows(x_in);
+  Tensor y = empty_rows(x, {shape.groups, shape.tokens, outputs * rows});
+  const Base base(base_in, y);
+  if (y.numel() > 0) {
+    const auto& kernels = *surm::cpu::instruction_set().toeplitz;
+    check_spectrum(spectrum, x);
+    const bool fits =
+        kernels.matmul_by_spectrum(storage_type(x), shape, rows_of(x), spectrum.const_data_ptr(), spectrum.numel(),
+                                   base.rows(), scale, y.mutable_data_ptr(), parallel_for);
+    STD_TORCH_CHECK(fits, "surm_kernels: spectrum belongs to other sizes");
   }
   return y;
 }
@@ -84,6 +121,8 @@ std::tuple<Tensor, Tensor> toeplitz_backward(const Tensor& g_in, const Tensor& x
 
 STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
   m.impl("toeplitz", TORCH_BOX(&toeplitz));
+  m.impl("toeplitz_spectrum", TORCH_BOX(&toeplitz_spectrum));
+  m.impl("toeplitz_by_spectrum", TORCH_BOX(&toeplitz_by_spectrum));
   m.impl("toeplitz_pullback", TORCH_BOX(&toeplitz_pullback));
   m.impl("toeplitz_backward", TORCH_BOX(&toeplitz_backward));
 }

@@ -11,10 +11,12 @@ from surm_kernels import _extension
 from surm_kernels.ops.krylov import (
     krylov,
     krylov_backward,
+    krylov_by_spectrum,
     krylov_dense,
     krylov_dense_adjoint,
     krylov_merge,
     krylov_pullback,
+    krylov_spectrum,
 )
 from tests import oracle
 
@@ -121,6 +123,61 @@ def test_dense_is_the_index_formula_to_the_bit_and_its_adjoint_sums_diagonals(
     w = torch.randn(dense.shape).to(dtype)
     exact = torch.stack([oracle.diagonal_sums(group, blocks[2], sign) for group in w])
     oracle.assert_close(krylov_dense_adjoint(w, blocks[2], sign), exact)
+
+
+@sign_cases
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        *((1, 1, size) for size in (1, 5, 34, 64, 68, 97, 768, 1000)),
+        *((2, 3, 5), (3, 2, 64), (6, 6, 128), (1, 4, 97), (2, 2, 1)),
+    ],
+    ids=lambda blocks: "x".join(map(str, blocks)),
+)
+def test_one_kept_spectrum_serves_any_number_of_tokens_of_any_type(
+    blocks: tuple[int, int, int], wide: torch.dtype, transposed: bool, sign: int
+) -> None:
+    v = torch.randn(2, *blocks, dtype=wide).bfloat16().to(wide)
+    dense = torch.stack([oracle.matrix(group, sign) for group in v])
+    dense = dense.mT if transposed else dense
+    spectrum = krylov_spectrum(v, sign, transposed)
+    assert spectrum.dtype == wide
+    outputs, inputs, block = (blocks[1], blocks[0], blocks[2]) if transposed else blocks
+    for tokens in (0, 1, 2, 17, 100):
+        for dtype in (torch.float32, *oracle.SIXTEEN_BIT) if wide == torch.float32 else (torch.float64,):
+            x, base = (torch.randn(2, tokens, count * block).to(dtype) for count in (inputs, outputs))
+            y = krylov_by_spectrum(x, spectrum, base, outputs, inputs, block, sign, SCALE)
+            size = SCALE * x.double().norm().item() * v.double().norm().item() / inputs**0.5
+            oracle.assert_close(y, base.double() + SCALE * x.double() @ dense.mT, f"y of {tokens} {dtype} tokens", size)
+            if dtype in (wide, torch.bfloat16) and (_extension.available or not transposed):
+                assert torch.equal(y, krylov(x, v.to(dtype), base, sign, SCALE, transposed))
+
+
+@dtype_cases
+def test_a_spectrum_is_kept_in_the_type_of_the_arithmetic(dtype: torch.dtype) -> None:
+    v = torch.randn(1, 2, 1, 48).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert torch.equal(krylov_spectrum(v, -1, True), krylov_spectrum(v.to(wide), -1, True))
+
+
+def test_a_spectrum_is_refused_where_it_does_not_fit() -> None:
+    x, spectrum = torch.randn(1, 3, 64), krylov_spectrum(torch.randn(1, 2, 1, 64), 1, False)
+    assert krylov_by_spectrum(x, spectrum, None, 2, 1, 64, 1, 1.0).shape == (1, 3, 128)
+    with pytest.raises(RuntimeError, match="float64 where x is"):
+        krylov_by_spectrum(x.double(), spectrum, None, 2, 1, 64, 1, 1.0)
+    with pytest.raises(RuntimeError):
+        krylov_by_spectrum(x, spectrum, None, 3, 1, 64, 1, 1.0)
+    with pytest.raises(RuntimeError):
+        krylov_by_spectrum(x, spectrum, None, 2, 1, 32, 1, 1.0)
+
+
+def test_keeping_a_spectrum_passes_opcheck() -> None:
+    x, v, base = torch.randn(2, 3, 12), torch.randn(2, 2, 3, 4), torch.randn(2, 3, 8)
+    opcheck(torch.ops.surm_kernels.krylov_spectrum.default, (v, -1, False))
+    spectrum = krylov_spectrum(v, -1, False)
+    opcheck(torch.ops.surm_kernels.krylov_by_spectrum.default, (x, spectrum, base, 2, 3, 4, -1, 0.7))
 
 
 @sign_cases

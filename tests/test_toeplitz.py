@@ -8,9 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 from surm_kernels import _extension
-from surm_kernels.ops.toeplitz import toeplitz, toeplitz_backward, toeplitz_dense_adjoint, toeplitz_pullback
+from surm_kernels.ops.toeplitz import (
+    toeplitz,
+    toeplitz_backward,
+    toeplitz_by_spectrum,
+    toeplitz_dense_adjoint,
+    toeplitz_pullback,
+    toeplitz_spectrum,
+)
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -130,6 +138,60 @@ def test_large_matrices_match_sampled_rows(shape: tuple[int, int], dtype: torch.
         x_in_window = x[0].double().flip(-1) if reflected else x[0].double()
         exact = SCALE * torch.einsum("tkj,tj->k", padded[:, diagonals], x_in_window)
         oracle.assert_close(t_gradient[0, 0, 0, diagonals], exact, "gradient of t")
+
+
+@reflected_cases
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 1, *sizes) for sizes in ((1, 1), (1, 7), (17, 16), (34, 35), (64, 192), (97, 12), (768, 768), (1000, 97))]
+    + [(2, 3, 5, 4), (3, 2, 64, 33), (6, 6, 128, 128), (2, 2, 1, 1)],
+    ids=name_of,
+)
+def test_one_kept_spectrum_serves_any_number_of_tokens_of_any_type(
+    sizes: tuple[int, int, int, int], wide: torch.dtype, transposed: bool, reflected: bool
+) -> None:
+    out_blocks, in_blocks, rows, columns = sizes
+    t = torch.randn(2, out_blocks, in_blocks, rows + columns - 1, dtype=wide)
+    dense = torch.stack([matrix(group, columns, reflected) for group in t])
+    dense = dense.mT if transposed else dense
+    spectrum = toeplitz_spectrum(t, columns, transposed, reflected)
+    assert spectrum.dtype == wide
+    blocks = (in_blocks, out_blocks, columns, rows) if transposed else sizes
+    for tokens in (0, 1, 2, 17, 100):
+        for dtype in (torch.float32, *oracle.SIXTEEN_BIT) if wide == torch.float32 else (torch.float64,):
+            x, base = (torch.randn(2, tokens, count).to(dtype) for count in (dense.shape[2], dense.shape[1]))
+            y = toeplitz_by_spectrum(x, spectrum, base, *blocks, SCALE, reflected)
+            size = SCALE * x.double().norm().item() * dense.norm().item() / dense.shape[2] ** 0.5
+            oracle.assert_close(y, base.double() + SCALE * x.double() @ dense.mT, f"y of {tokens} {dtype} tokens", size)
+            assert torch.equal(y, toeplitz(x, t, base, columns, SCALE, transposed, reflected))
+
+
+@dtype_cases
+def test_a_spectrum_is_kept_in_the_type_of_the_arithmetic(dtype: torch.dtype) -> None:
+    t = torch.randn(1, 2, 1, 48).to(dtype)
+    wide = t.to(torch.promote_types(dtype, torch.float32))
+    assert torch.equal(toeplitz_spectrum(t, 20, True, False), toeplitz_spectrum(wide, 20, True, False))
+
+
+def test_a_spectrum_is_refused_where_it_does_not_fit() -> None:
+    x, spectrum = torch.randn(1, 3, 50), toeplitz_spectrum(torch.randn(1, 2, 1, 89), 50, False, False)
+    assert toeplitz_by_spectrum(x, spectrum, None, 2, 1, 40, 50, 1.0, False).shape == (1, 3, 80)
+    with pytest.raises(RuntimeError, match="float64 where x is"):
+        toeplitz_by_spectrum(x.double(), spectrum, None, 2, 1, 40, 50, 1.0, False)
+    with pytest.raises(RuntimeError):
+        toeplitz_by_spectrum(x, spectrum, None, 3, 1, 40, 50, 1.0, False)
+    with pytest.raises(RuntimeError):
+        toeplitz_by_spectrum(x, spectrum, None, 2, 1, 40, 25, 1.0, False)
+
+
+@reflected_cases
+def test_keeping_a_spectrum_passes_opcheck(reflected: bool) -> None:
+    x, t, base = torch.randn(2, 3, 15), torch.randn(2, 2, 3, 8), torch.randn(2, 3, 8)
+    opcheck(torch.ops.surm_kernels.toeplitz_spectrum.default, (t, 5, False, reflected))
+    spectrum = toeplitz_spectrum(t, 5, False, reflected)
+    opcheck(torch.ops.surm_kernels.toeplitz_by_spectrum.default, (x, spectrum, base, 2, 3, 4, 5, 0.7, reflected))
 
 
 @given(

@@ -23,6 +23,15 @@ struct KrylovKernels {
   // The gradients of scale · ⟨g, x W(v)ᵀ⟩: x_gradient (may be null, then v may be too) and v_gradient, contiguous.
   void (*backward)(StorageType type, const KrylovShape& shape, ConstRows g, ConstRows x, const void* v, double scale,
                    void* x_gradient, void* v_gradient, const ParallelFor& parallel);
+  // The spectra of W(v), or of W(v)ᵀ, for products to come in this process: `spectrum_size` values of the type that
+  // `type`, that of v, is computed in; they serve any number of tokens of any type computed in the same.
+  int64_t (*spectrum_size)(StorageType type, const KrylovShape& shape);
+  void (*spectrum)(StorageType type, const KrylovShape& shape, const void* v, void* spectrum,
+                   const ParallelFor& parallel);
+  // matmul by spectra of the same groups, blocks and sizes; the shape is not `transposed`, they may be. False, and
+  // nothing done, where their number of values is another than `size`.
+  bool (*matmul_by_spectrum)(StorageType type, const KrylovShape& shape, ConstRows x, const void* spectrum,
+                             int64_t size, ConstRows base, double scale, void* y, const ParallelFor& parallel);
 };
 
 struct KrylovDenseKernels {

@@ -31,6 +31,21 @@ class KrylovProduct {
     product_.matmul(x, factors.data(), base, scale, y);
   }
 
+  int64_t spectrum_size() const {
+    return shape_.groups * rows_ * columns_ * product_.spectrum_vectors() *
+           static_cast<int64_t>(sizeof(C) / sizeof(Scalar));
+  }
+
+  void spectrum(const Storage* v, Scalar* spectrum) const {
+    const Buffer<C> factors = spectra(v, shape_.transposed, rows_, columns_);
+    std::memcpy(spectrum, factors.data(), spectrum_size() * sizeof(Scalar));
+  }
+
+  void matmul_by_spectrum(const ConstRows& x, const Scalar* spectrum, const ConstRows& base, double scale,
+                          Storage* y) const {
+    product_.matmul(x, reinterpret_cast<const C*>(spectrum), base, scale, y);
+  }
+
   void backward(const ConstRows& g, const ConstRows& x, const Storage* v, double scale, Storage* x_gradient,
                 Storage* v_gradient) const {
     Buffer<C> factors;
@@ -81,9 +96,40 @@ void backward(StorageType type, const KrylovShape& shape, ConstRows g, ConstRows
   });
 }
 
+int64_t spectrum_size(StorageType type, const KrylovShape& shape) {
+  int64_t size = 0;
+  with_storage(type, [&](auto tag) {
+    using Storage = decltype(tag);
+    size = KrylovProduct<Storage>(shape, ParallelFor{}).spectrum_size();
+  });
+  return size;
+}
+
+void spectrum(StorageType type, const KrylovShape& shape, const void* v, void* spectrum, const ParallelFor& parallel) {
+  with_storage(type, [&](auto tag) {
+    using Storage = decltype(tag);
+    KrylovProduct<Storage>(shape, parallel)
+        .spectrum(static_cast<const Storage*>(v), static_cast<ComputeType<Storage>*>(spectrum));
+  });
+}
+
+bool matmul_by_spectrum(StorageType type, const KrylovShape& shape, ConstRows x, const void* spectrum, int64_t size,
+                        ConstRows base, double scale, void* y, const ParallelFor& parallel) {
+  bool fits = false;
+  with_storage(type, [&](auto tag) {
+    using Storage = decltype(tag);
+    const KrylovProduct<Storage> product(shape, parallel);
+    fits = product.spectrum_size() == size;
+    if (!fits) return;
+    product.matmul_by_spectrum(x, static_cast<const ComputeType<Storage>*>(spectrum), base, scale,
+                               static_cast<Storage*>(y));
+  });
+  return fits;
+}
+
 }  // namespace
 
 extern const KrylovKernels krylov_kernels;
-const KrylovKernels krylov_kernels{matmul, backward};
+const KrylovKernels krylov_kernels{matmul, backward, spectrum_size, spectrum, matmul_by_spectrum};
 
 }  // namespace surm::cpu::SURM_INSTRUCTION_SET

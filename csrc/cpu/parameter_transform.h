@@ -68,7 +68,6 @@ class ParameterTransform {
 // Packed rows to walk together: enough to fill tiles, and short rows more, so that what a walk costs beside its
 // arithmetic is shared; but no more than there are tokens for.
 constexpr int kMostPairs = 32;
-constexpr int64_t kVectorsWorthAWalk = 32;
 
 template <class Scalar>
 int pairs_to_walk(const Transform<Scalar>& transform, int64_t tokens) {

@@ -37,8 +37,9 @@ class SpectralProduct {
   ~SpectralProduct();
 
   // Spectra of `count` parameter blocks, divided by the transform's length: fill(item, values) gives the first column
-  // of the circulant block.
+  // of the circulant block. They are the same for any number of tokens.
   Buffer<C> parameter_spectra(int64_t count, const Fill& fill) const;
+  int64_t spectrum_vectors() const;  // complex vectors in one of them
 
   // y = base + scale · product; `factors` are the spectra (groups, rows, columns).
   void matmul(const ConstRows& x, const C* factors, const ConstRows& base, double scale, Storage* y) const;

@@ -27,24 +27,30 @@ class SpectralProduct<Storage>::Machine {
         unit_pairs_(pairs_ * batches_),
         units_((shape.tokens + 2 * unit_pairs_ - 1) / (2 * unit_pairs_)),
         tokens_(transform, std::max(shape.in_size, shape.out_size), shape.twisted),
-        parameters_(transform, pairs_, shape.twisted) {}
+        parameters_(transform, transform.pairs_to_fill_tiles(), shape.twisted),
+        gradients_(transform, pairs_, shape.twisted) {}
+
+  int64_t parameter_spectrum() const { return t_.spectrum_vectors(t_.pairs_to_fill_tiles()); }
 
   Buffer<C> parameter_spectra(int64_t count, const Fill& fill) const {
-    Buffer<C> spectra(count * spectrum_);
-    parallel_(count, grain(pairs_ * t_.plan().length), [&](int64_t begin, int64_t end) {
+    const int64_t spectrum = parameter_spectrum();
+    Buffer<C> spectra(count * spectrum);
+    parallel_(count, grain(t_.pairs_to_fill_tiles() * t_.plan().length), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
       Scratch::take(Scratch::Request<C>{&z, parameters_.vectors()},
                     Scratch::Request<Scalar>{&values, t_.plan().length});
       for (int64_t item = begin; item < end; ++item) {
         fill(item, values);
-        parameters_.forward(values, z, spectra.data() + item * spectrum_);
+        parameters_.forward(values, z, spectra.data() + item * spectrum);
       }
     });
     return spectra;
   }
 
-  void matmul(const ConstRows& x, const C* factors, const ConstRows& base, double scale, Storage* y) const {
+  void matmul(const ConstRows& x, const C* spectra, const ConstRows& base, double scale, Storage* y) const {
+    Buffer<C> copies;
+    const C* factors = for_all_pairs(spectra, copies);
     parallel_(shape_.groups * units_, grain(2 * unit_pairs_ * std::max(shape_.in_width(), shape_.out_width())),
               [&](int64_t begin, int64_t end) {
                 for (int64_t item = begin; item < end; ++item) {
@@ -63,8 +69,10 @@ class SpectralProduct<Storage>::Machine {
               });
   }
 
-  void backward(const ConstRows& g, const ConstRows& x, const C* factors, double scale, Storage* x_gradient,
+  void backward(const ConstRows& g, const ConstRows& x, const C* spectra, double scale, Storage* x_gradient,
                 const Take& take) const {
+    Buffer<C> copies;
+    const C* factors = x_gradient != nullptr ? for_all_pairs(spectra, copies) : nullptr;
     const int64_t sums_of_chunk = shape_.blocks() * spectrum_;
     const int64_t chunks = chunks_of_sum(units_, shape_.tokens, sums_of_chunk * static_cast<int64_t>(sizeof(C)));
     const Buffer<C> sums(shape_.groups * chunks * sums_of_chunk);
@@ -103,6 +111,17 @@ class SpectralProduct<Storage>::Machine {
   };
 
   bool single() const { return shape_.blocks() == 1; }
+
+  // The parameter spectra, repeated where a walk takes more pairs than they were made for; `copies` keeps these.
+  const C* for_all_pairs(const C* spectra, Buffer<C>& copies) const {
+    const int64_t count = shape_.groups * shape_.blocks(), once = parameter_spectrum();
+    if (once == spectrum_) return spectra;
+    copies = Buffer<C>(count * spectrum_);
+    for (int64_t at = 0; at < count * spectrum_; at += once) {
+      std::copy_n(spectra + at / spectrum_ * once, once, copies.data() + at);
+    }
+    return copies.data();
+  }
 
   // The more batches, the fewer loads of parameter spectra a product needs; the batches' own have to stay in L2.
   int batches_for_blocks() const {
@@ -324,12 +343,11 @@ class SpectralProduct<Storage>::Machine {
     parallel_(shape_.groups * blocks, grain(chunks * spectrum_ * L), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
-      Scratch::take(Scratch::Request<C>{&z, parameters_.vectors()},
-                    Scratch::Request<Scalar>{&values, t_.plan().length});
+      Scratch::take(Scratch::Request<C>{&z, gradients_.vectors()}, Scratch::Request<Scalar>{&values, t_.plan().length});
       for (int64_t item = begin; item < end; ++item) {
         const int64_t group = item / blocks, block = item % blocks;
         C* spectra = sums + (group * chunks * blocks + block) * spectrum_;
-        parameters_.backward(spectra, chunks, blocks * spectrum_, scale, z, values);
+        gradients_.backward(spectra, chunks, blocks * spectrum_, scale, z, values);
         const char* flags = poisoned + group * chunks;
         const bool finite = std::find(flags, flags + chunks, char{1}) == flags + chunks;
         take(group, block / shape_.columns, block % shape_.columns, values, finite);
@@ -340,13 +358,14 @@ class SpectralProduct<Storage>::Machine {
   const SpectralShape shape_;
   const Transform<Scalar>& t_;
   const ParallelFor& parallel_;
-  const int pairs_;         // packed rows in a batch; each has its own copy of the parameter spectra
+  const int pairs_;         // packed rows in a batch; each meets its own copy of the parameter spectra
   const int64_t spectrum_;  // complex vectors in the spectrum of a batch
   const int batches_;       // batches in a unit, which share one copy of the parameter spectra
   const int unit_pairs_;
   const int64_t units_;
   const Batches<Storage> tokens_;
-  const ParameterTransform<Scalar> parameters_;
+  const ParameterTransform<Scalar> parameters_;  // to their spectra
+  const ParameterTransform<Scalar> gradients_;   // from the spectra summed over the tokens
 };
 
 template <class Storage>
@@ -360,6 +379,11 @@ SpectralProduct<Storage>::~SpectralProduct() = default;
 template <class Storage>
 auto SpectralProduct<Storage>::parameter_spectra(int64_t count, const Fill& fill) const -> Buffer<C> {
   return machine_->parameter_spectra(count, fill);
+}
+
+template <class Storage>
+int64_t SpectralProduct<Storage>::spectrum_vectors() const {
+  return machine_->parameter_spectrum();
 }
 
 template <class Storage>

@@ -25,6 +25,15 @@ struct ToeplitzKernels {
   // The gradients of scale · ⟨g, x W(t)ᵀ⟩: x_gradient (may be null, then t may be too) and t_gradient, contiguous.
   void (*backward)(StorageType type, const ToeplitzShape& shape, ConstRows g, ConstRows x, const void* t, double scale,
                    void* x_gradient, void* t_gradient, const ParallelFor& parallel);
+  // The spectra of W(t), or of W(t)ᵀ, for products to come in this process: `spectrum_size` values of the type that
+  // `type`, that of t, is computed in; they serve any number of tokens of any type computed in the same.
+  int64_t (*spectrum_size)(StorageType type, const ToeplitzShape& shape);
+  void (*spectrum)(StorageType type, const ToeplitzShape& shape, const void* t, void* spectrum,
+                   const ParallelFor& parallel);
+  // matmul by spectra of the same groups, blocks and sizes; the shape is not `transposed`, they may be. False, and
+  // nothing done, where their number of values is another than `size`.
+  bool (*matmul_by_spectrum)(StorageType type, const ToeplitzShape& shape, ConstRows x, const void* spectrum,
+                             int64_t size, ConstRows base, double scale, void* y, const ParallelFor& parallel);
 };
 
 struct ToeplitzDenseKernels {

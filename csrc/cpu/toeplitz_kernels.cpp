@@ -35,6 +35,21 @@ class ToeplitzProduct {
     product_.matmul(x, factors.data(), base, scale, y);
   }
 
+  int64_t spectrum_size() const {
+    return shape_.groups * shape_.out_blocks * shape_.in_blocks * product_.spectrum_vectors() *
+           static_cast<int64_t>(sizeof(C) / sizeof(Scalar));
+  }
+
+  void spectrum(const Parameter* t, Scalar* spectrum) const {
+    const Buffer<C> factors = spectra(t, shape_.transposed);
+    std::memcpy(spectrum, factors.data(), spectrum_size() * sizeof(Scalar));
+  }
+
+  void matmul_by_spectrum(const ConstRows& x, const Scalar* spectrum, const ConstRows& base, double scale,
+                          Storage* y) const {
+    product_.matmul(x, reinterpret_cast<const C*>(spectrum), base, scale, y);
+  }
+
   void backward(const ConstRows& g, const ConstRows& x, const Parameter* t, double scale, Storage* x_gradient,
                 Parameter* t_gradient) const {
     Buffer<C> factors;
@@ -116,9 +131,41 @@ void backward(StorageType type, const ToeplitzShape& shape, ConstRows g, ConstRo
   });
 }
 
+int64_t spectrum_size(StorageType type, const ToeplitzShape& shape) {
+  int64_t size = 0;
+  with_storage(type, [&](auto tag) {
+    using Storage = decltype(tag);
+    size = ToeplitzProduct<Storage, Storage>(shape, ParallelFor{}).spectrum_size();
+  });
+  return size;
+}
+
+void spectrum(StorageType type, const ToeplitzShape& shape, const void* t, void* spectrum,
+              const ParallelFor& parallel) {
+  with_storage(type, [&](auto tag) {
+    using Storage = decltype(tag);
+    ToeplitzProduct<Storage, Storage>(shape, parallel)
+        .spectrum(static_cast<const Storage*>(t), static_cast<ComputeType<Storage>*>(spectrum));
+  });
+}
+
+bool matmul_by_spectrum(StorageType type, const ToeplitzShape& shape, ConstRows x, const void* spectrum, int64_t size,
+                        ConstRows base, double scale, void* y, const ParallelFor& parallel) {
+  bool fits = false;
+  with_storage(type, [&](auto tag) {
+    using Storage = decltype(tag);
+    const ToeplitzProduct<Storage, Storage> product(shape, parallel);
+    fits = product.spectrum_size() == size;
+    if (!fits) return;
+    product.matmul_by_spectrum(x, static_cast<const ComputeType<Storage>*>(spectrum), base, scale,
+                               static_cast<Storage*>(y));
+  });
+  return fits;
+}
+
 }  // namespace
 
 extern const ToeplitzKernels toeplitz_kernels;
-const ToeplitzKernels toeplitz_kernels{matmul, backward};
+const ToeplitzKernels toeplitz_kernels{matmul, backward, spectrum_size, spectrum, matmul_by_spectrum};
 
 }  // namespace surm::cpu::SURM_INSTRUCTION_SET

@@ -21,6 +21,9 @@ namespace surm::cpu::SURM_INSTRUCTION_SET {
 template <class Scalar>
 constexpr int kTile = kBlocks<Scalar> > kBlockLanes<Scalar> ? kBlocks<Scalar> : kBlockLanes<Scalar>;
 
+// Up to this many vectors, what a walk costs beside its arithmetic is worth sharing among more rows.
+constexpr int64_t kVectorsWorthAWalk = 32;
+
 // A plan with its factors laid out for this instruction set.
 template <class Scalar>
 class Transform {
@@ -44,10 +47,12 @@ class Transform {
 
   const Plan& plan() const { return plan_; }
   int64_t vectors() const { return plan_.length / L; }  // of a packed row
-  // The fewest pairs to transform together: a tile wants kTile vectors, and several short rows fill it.
+  // The fewest pairs to transform together: a tile wants kTile vectors, and several short rows fill it. Rows that may
+  // be walked in larger numbers always do, so that the spectrum of more pairs is that of these, repeated.
   int pairs_to_fill_tiles() const {
     int pairs = 1;
-    while (pairs < kTile<Scalar> && vectors() < 8 * kTile<Scalar> && vectors() * pairs % kTile<Scalar> != 0) pairs *= 2;
+    while (pairs < kTile<Scalar> && vectors() < kVectorsWorthAWalk && vectors() * pairs % kTile<Scalar> != 0)
+      pairs *= 2;
     return pairs;
   }
   int64_t spectrum_vectors(int pairs) const { return count_tiles(0, pairs) * kTile<Scalar>; }

@@ -1,8 +1,8 @@
 """The block Krylov product W(v), its transpose, its pullback and its dense matrix, closed under differentiation.
 
 W(v) is the (M b) x (K b) matrix whose block (p, q) is f-circulant with first column v[p, q], f = sign = 1 or -1. Every
-tensor has a leading dimension G of independent problems, which carries vmap. Merging W(v) into a weight stands beside
-them: it takes a single problem and knows no derivatives.
+tensor has a leading dimension G of independent problems, which carries vmap. For frozen parameters there are besides,
+without derivatives: products by a spectrum that is kept, and merging W(v) of a single problem into a weight.
 """
 
 import torch
@@ -40,6 +40,18 @@ def _krylov_dense_adjoint_fake(w: Tensor, block: int, sign: int) -> Tensor:
     return w.new_empty(w.shape[0], w.shape[1] // block, w.shape[2] // block, block)
 
 
+def _krylov_spectrum_fake(v: Tensor, sign: int, transposed: bool) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()  # known to the kernels alone
+    return v.new_empty(size, dtype=torch.promote_types(v.dtype, torch.float32))
+
+
+def _krylov_by_spectrum_fake(
+    x: Tensor, spectrum: Tensor, base: Tensor | None, outputs: int, inputs: int, block: int, sign: int, scale: float
+) -> Tensor:
+    torch._check(x.shape[-1] == inputs * block)
+    return x.new_empty(x.shape[0], x.shape[1], outputs * block)
+
+
 def _krylov_merge_fake(weight: Tensor, v: Tensor, sign: int, scale: float, out: Tensor) -> None:
     outputs, inputs, block = v.shape
     for matrix in (weight, out):
@@ -51,6 +63,11 @@ PULLBACK = "krylov_pullback(Tensor g, Tensor x, SymInt block, int sign, float sc
 BACKWARD = "krylov_backward(Tensor g, Tensor x, Tensor v, int sign, float scale, bool transposed) -> (Tensor, Tensor)"
 DENSE = "krylov_dense(Tensor v, int sign) -> Tensor"
 DENSE_ADJOINT = "krylov_dense_adjoint(Tensor w, SymInt block, int sign) -> Tensor"
+SPECTRUM = "krylov_spectrum(Tensor v, int sign, bool transposed) -> Tensor"
+BY_SPECTRUM = (
+    "krylov_by_spectrum(Tensor x, Tensor spectrum, Tensor? base, SymInt outputs, SymInt inputs, SymInt block, "
+    "int sign, float scale) -> Tensor"
+)
 MERGE = "krylov_merge(Tensor weight, Tensor v, int sign, float scale, Tensor(a!) out) -> ()"
 
 _krylov = define(KRYLOV, _krylov_fake, reference.krylov)
@@ -58,6 +75,8 @@ _krylov_pullback = define(PULLBACK, _krylov_pullback_fake, reference.krylov_pull
 _krylov_backward = define(BACKWARD, _krylov_backward_fake, reference.krylov_backward)
 _krylov_dense = define(DENSE, _krylov_dense_fake, reference.krylov_dense)
 _krylov_dense_adjoint = define(DENSE_ADJOINT, _krylov_dense_adjoint_fake, reference.krylov_dense_adjoint)
+_krylov_spectrum = define(SPECTRUM, _krylov_spectrum_fake, reference.krylov_spectrum)
+_krylov_by_spectrum = define(BY_SPECTRUM, _krylov_by_spectrum_fake, reference.krylov_by_spectrum)
 _krylov_merge = define(MERGE, _krylov_merge_fake, reference.krylov_merge)
 
 # scale <g, x W(v)^T>
@@ -111,6 +130,25 @@ def krylov_dense(v: Tensor, sign: int) -> Tensor:
 def krylov_dense_adjoint(w: Tensor, block: int, sign: int) -> Tensor:
     """The sums of w along the f-circulant diagonals: the gradient of `<w, W(v)>`."""
     return dense_form.partial(1, None, w, block, sign)
+
+
+def krylov_spectrum(v: Tensor, sign: int, transposed: bool) -> Tensor:
+    """The spectrum of W(v), of its transpose when transposed, for `krylov_by_spectrum`.
+
+    A vector in float32, float64 where v (G, M, K, b) is, for v's device and this process only. It serves any number of
+    tokens of any type that is computed in its own.
+    """
+    return _krylov_spectrum(v, sign, transposed)
+
+
+def krylov_by_spectrum(
+    x: Tensor, spectrum: Tensor, base: Tensor | None, outputs: int, inputs: int, block: int, sign: int, scale: float
+) -> Tensor:
+    """`krylov` without the parameter: `base + scale * x @ W.T` for the W of `outputs` x `inputs` blocks kept.
+
+    The transpose of a W with M x K blocks has K outputs and M inputs.
+    """
+    return _krylov_by_spectrum(x, spectrum, base, outputs, inputs, block, sign, scale)
 
 
 def krylov_merge(weight: Tensor, v: Tensor, sign: int, scale: float, out: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 W(t) is the (M m) x (K n) matrix whose block (p, q) has the entries t[p, q, i - j + n - 1], or t[p, q, i + j] when
 reflected; m is `rows`, n `columns`. Every tensor has a leading dimension G of independent problems, which carries vmap.
-Merging W(t) into a weight stands beside them: it takes a single problem and knows no derivatives.
+For frozen parameters there are besides, without derivatives: products by a spectrum that is kept, and merging W(t) of a
+single problem into a weight.
 """
 
 import torch
@@ -43,6 +44,26 @@ def _toeplitz_dense_adjoint_fake(w: Tensor, rows: int, columns: int, reflected: 
     return w.new_empty(w.shape[0], w.shape[1] // rows, w.shape[2] // columns, rows + columns - 1)
 
 
+def _toeplitz_spectrum_fake(t: Tensor, columns: int, transposed: bool, reflected: bool) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()  # known to the kernels alone
+    return t.new_empty(size, dtype=torch.promote_types(t.dtype, torch.float32))
+
+
+def _toeplitz_by_spectrum_fake(
+    x: Tensor,
+    spectrum: Tensor,
+    base: Tensor | None,
+    outputs: int,
+    inputs: int,
+    rows: int,
+    columns: int,
+    scale: float,
+    reflected: bool,
+) -> Tensor:
+    torch._check(x.shape[-1] == inputs * columns)
+    return x.new_empty(x.shape[0], x.shape[1], outputs * rows)
+
+
 def _toeplitz_merge_fake(weight: Tensor, t: Tensor, columns: int, reflected: bool, scale: float, out: Tensor) -> None:
     for matrix in (weight, out):
         torch._check(matrix.shape == (t.shape[0] * _rows(t, columns), t.shape[1] * columns))
@@ -61,6 +82,11 @@ BACKWARD = (
 )
 DENSE = "toeplitz_dense(Tensor t, SymInt columns, bool reflected) -> Tensor"
 DENSE_ADJOINT = "toeplitz_dense_adjoint(Tensor w, SymInt rows, SymInt columns, bool reflected) -> Tensor"
+SPECTRUM = "toeplitz_spectrum(Tensor t, SymInt columns, bool transposed, bool reflected) -> Tensor"
+BY_SPECTRUM = (
+    "toeplitz_by_spectrum(Tensor x, Tensor spectrum, Tensor? base, SymInt outputs, SymInt inputs, SymInt rows, "
+    "SymInt columns, float scale, bool reflected) -> Tensor"
+)
 MERGE = "toeplitz_merge(Tensor weight, Tensor t, SymInt columns, bool reflected, float scale, Tensor(a!) out) -> ()"
 
 _toeplitz = define(TOEPLITZ, _toeplitz_fake, reference.toeplitz)
@@ -68,6 +94,8 @@ _toeplitz_pullback = define(PULLBACK, _toeplitz_pullback_fake, reference.toeplit
 _toeplitz_backward = define(BACKWARD, _toeplitz_backward_fake, reference.toeplitz_backward)
 _toeplitz_dense = define(DENSE, _toeplitz_dense_fake, reference.toeplitz_dense)
 _toeplitz_dense_adjoint = define(DENSE_ADJOINT, _toeplitz_dense_adjoint_fake, reference.toeplitz_dense_adjoint)
+_toeplitz_spectrum = define(SPECTRUM, _toeplitz_spectrum_fake, reference.toeplitz_spectrum)
+_toeplitz_by_spectrum = define(BY_SPECTRUM, _toeplitz_by_spectrum_fake, reference.toeplitz_by_spectrum)
 _toeplitz_merge = define(MERGE, _toeplitz_merge_fake, reference.toeplitz_merge)
 
 # scale <g, x W(t)^T>
@@ -126,6 +154,33 @@ def toeplitz_dense(t: Tensor, columns: int, reflected: bool) -> Tensor:
 def toeplitz_dense_adjoint(w: Tensor, rows: int, columns: int, reflected: bool) -> Tensor:
     """The sums of w along the diagonals, antidiagonals when reflected: the gradient of `<w, W(t)>`."""
     return dense_form.partial(1, None, w, rows + columns - 1, columns, reflected)
+
+
+def toeplitz_spectrum(t: Tensor, columns: int, transposed: bool, reflected: bool) -> Tensor:
+    """The spectrum of W(t), of its transpose when transposed, for `toeplitz_by_spectrum`.
+
+    A vector in float32, float64 where t (G, M, K, m + n - 1) is, for t's device and this process only. It serves any
+    number of tokens of any type that is computed in its own.
+    """
+    return _toeplitz_spectrum(t, columns, transposed, reflected)
+
+
+def toeplitz_by_spectrum(
+    x: Tensor,
+    spectrum: Tensor,
+    base: Tensor | None,
+    outputs: int,
+    inputs: int,
+    rows: int,
+    columns: int,
+    scale: float,
+    reflected: bool,
+) -> Tensor:
+    """`toeplitz` without the parameter: `base + scale * x @ W.T` for the W of `outputs` x `inputs` blocks kept.
+
+    The blocks are rows x columns; those of the transpose of M x K blocks m x n are K x M and n x m.
+    """
+    return _toeplitz_by_spectrum(x, spectrum, base, outputs, inputs, rows, columns, scale, reflected)
 
 
 def toeplitz_merge(weight: Tensor, t: Tensor, columns: int, reflected: bool, scale: float, out: Tensor) -> None:

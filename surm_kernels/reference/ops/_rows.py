@@ -54,6 +54,15 @@ def merge(weight: Tensor, matrix: Tensor, scale: float, out: Tensor) -> None:
     out.copy_(weight.to(dtype) + scale * matrix.to(dtype))
 
 
+def kept(spectrum: Tensor, x: Tensor) -> Tensor:
+    """What the reference keeps in place of a spectrum, the parameter itself, checked to serve x."""
+    torch._check(
+        spectrum.dtype == wide(x[:0]).dtype,
+        lambda: "surm_kernels: spectrum must be float32, or float64 where x is",
+    )
+    return spectrum
+
+
 def mixed(rows: Tensor, matrix: Tensor) -> Tensor:
     """(G, T, M, F), the product in every frequency of the rows (G, T, K, F) with a matrix (G, M, K, F)."""
     return torch.stack([(rows * row).sum(-2) for row in matrix.unsqueeze(1).unbind(2)], 2)

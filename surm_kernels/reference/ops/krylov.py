@@ -13,6 +13,7 @@ from surm_kernels.reference import dense
 from surm_kernels.reference.ops._rows import (
     blocks,
     correlated,
+    kept,
     merge,
     mixed,
     normalised,
@@ -64,6 +65,19 @@ def krylov_dense_adjoint(w: Tensor, block: int, sign: int) -> Tensor:
 
 def krylov_merge(weight: Tensor, v: Tensor, sign: int, scale: float, out: Tensor) -> None:
     merge(weight, krylov_dense(v[None], sign)[0], scale, out)
+
+
+def krylov_spectrum(v: Tensor, sign: int, transposed: bool) -> Tensor:
+    if transposed:  # [v_0, f v_{n-1}, ..., f v_1] in every block
+        v = torch.cat([v[..., :1], sign * v[..., 1:].flip(-1)], -1).transpose(1, 2)
+    return wide(v).flatten().clone()
+
+
+def krylov_by_spectrum(
+    x: Tensor, spectrum: Tensor, base: Tensor | None, outputs: int, inputs: int, block: int, sign: int, scale: float
+) -> Tensor:
+    v = kept(spectrum, x).view(x.shape[0], outputs, inputs, block)
+    return krylov(x, v, base, sign, scale, False)
 
 
 def _twist(block: int, like: Tensor) -> Tensor:

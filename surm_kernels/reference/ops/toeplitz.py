@@ -11,6 +11,7 @@ from torch import Tensor
 from surm_kernels.reference.ops._rows import (
     blocks,
     correlated,
+    kept,
     merge,
     mixed,
     normalised,
@@ -24,9 +25,8 @@ def toeplitz(
     x: Tensor, t: Tensor, base: Tensor | None, columns: int, scale: float, transposed: bool, reflected: bool
 ) -> Tensor:
     rows = t.shape[-1] - columns + 1
-    if transposed:  # the diagonals of the transpose come in reverse order, its antidiagonals in the same
-        t, rows, columns = t.transpose(1, 2), columns, rows
-        t = t if reflected else t.flip(-1)
+    if transposed:
+        t, rows, columns = _transpose(t, reflected), columns, rows
     if x.shape[1] == 0:  # torch.fft refuses empty batches
         return x.new_empty(x.shape[0], 0, t.shape[1] * rows)
     tokens, magnitude = normalised(x)
@@ -80,6 +80,30 @@ def toeplitz_dense_adjoint(w: Tensor, rows: int, columns: int, reflected: bool) 
 
 def toeplitz_merge(weight: Tensor, t: Tensor, columns: int, reflected: bool, scale: float, out: Tensor) -> None:
     merge(weight, toeplitz_dense(t[None], columns, reflected)[0], scale, out)
+
+
+def toeplitz_spectrum(t: Tensor, columns: int, transposed: bool, reflected: bool) -> Tensor:
+    return wide(_transpose(t, reflected) if transposed else t).flatten().clone()
+
+
+def toeplitz_by_spectrum(
+    x: Tensor,
+    spectrum: Tensor,
+    base: Tensor | None,
+    outputs: int,
+    inputs: int,
+    rows: int,
+    columns: int,
+    scale: float,
+    reflected: bool,
+) -> Tensor:
+    t = kept(spectrum, x).view(x.shape[0], outputs, inputs, rows + columns - 1)
+    return toeplitz(x, t, base, columns, scale, False, reflected)
+
+
+def _transpose(t: Tensor, reflected: bool) -> Tensor:
+    """The parameter of the transpose: its diagonals come in reverse order, its antidiagonals in the same."""
+    return t.transpose(1, 2) if reflected else t.transpose(1, 2).flip(-1)
 
 
 def _size(length: int) -> int:
