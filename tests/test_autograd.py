@@ -307,7 +307,9 @@ class RecordCalls(TorchDispatchMode):
 def test_vmap_over_any_subset_of_inputs_is_a_loop(name: str) -> None:
     function, shapes = function_of(name), shapes_of(name)
     for subset in range(1, 2 ** len(shapes)):
-        dims = tuple((index + 1) % 4 if subset >> index & 1 else None for index in range(len(shapes)))
+        dims = tuple(
+            (index + 1) % (len(shape) + 1) if subset >> index & 1 else None for index, shape in enumerate(shapes)
+        )
         inputs = [
             torch.randn(shape if dim is None else (*shape[:dim], 5, *shape[dim:]), dtype=torch.float64)
             for dim, shape in zip(dims, shapes, strict=True)
@@ -601,7 +603,7 @@ def test_frozen_inputs_cost_no_gradient(name: str) -> None:
     calls = []
     with RecordCalls(calls):
         y.sum().backward()
-    assert len(calls) == len(parameters)
+    assert len(calls) == (1 if name == "diagonal" else len(parameters))  # u and v have plain products
     assert all("pullback" in operator.name() for operator, _ in calls)
 
 

@@ -378,8 +378,12 @@ REFUSALS = {
         ValueError,
         ["s", "(k,) with k as in U", "(12,)", "(7,)"],
     ),
-    "s is a matrix": (lambda: functional.siva_linear(X, X, X, X), ValueError, ["s", "(k,)", "(3, 12)"]),
-    "s is a list": (lambda: functional.siva_linear(X, X, [1.0], X), TypeError, ["s", "torch.Tensor", "list"]),
+    "the diagonal is a matrix": (lambda: functional.siva_linear(X, X, X, X), ValueError, ["s", "(k,)", "(3, 12)"]),
+    "the diagonal is a list": (
+        lambda: functional.siva_linear(X, X, [1.0], X),
+        TypeError,
+        ["s", "torch.Tensor", "list"],
+    ),
     "V does not fit U": (
         lambda: functional.siva_linear(X, X, C, X.T),
         ValueError,
