@@ -45,10 +45,8 @@ class Form:
         self.fused = fused or {}
         self.merge = merge
         self.arity = len(partials)
-        everywhere = range(self.arity)
-        self.places = {at: tuple(place for place in everywhere if place != at) for at in self.fused} | dict(
-            places or {}
-        )
+        self.places = {at: tuple(place for place in range(self.arity) if place != at) for at in self.fused}
+        self.places.update(places or {})
         self.Partial = type(name, (_Partial,), {})
         self.Gradients = type(f"{name}Gradients", (_Gradients,), {})
         eager = type(name, (_EagerPartial,), {}), type(f"{name}Gradients", (_EagerGradients,), {})
