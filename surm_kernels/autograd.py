@@ -4,7 +4,7 @@ They are called as `Krylov.apply(form, position, base, *arguments, *constants)`,
 of `surm_kernels.ops`; `Generated`, which belongs to no form, as `Generated.apply(x, base, kind, scale, *parameters)`.
 """
 
-from surm_kernels.ops import kronecker, krylov, ldr, toeplitz
+from surm_kernels.ops import diagonal, kronecker, krylov, ldr, toeplitz
 from surm_kernels.ops.generated import Generated
 
 Krylov, KrylovGradients = krylov.form.Partial, krylov.form.Gradients
@@ -13,8 +13,11 @@ Toeplitz, ToeplitzGradients = toeplitz.form.Partial, toeplitz.form.Gradients
 ToeplitzDense = toeplitz.dense_form.Partial
 Ldr, LdrGradients = ldr.form.Partial, ldr.form.Gradients
 Kronecker, KroneckerGradients = kronecker.form.Partial, kronecker.form.Gradients
+Diagonal, DiagonalGradients = diagonal.form.Partial, diagonal.form.Gradients
 
 __all__ = [
+    "Diagonal",
+    "DiagonalGradients",
     "Generated",
     "Kronecker",
     "KroneckerGradients",

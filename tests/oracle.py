@@ -129,6 +129,11 @@ def low_rank(A: Tensor, B: Tensor) -> Tensor:
     return B.double() @ A.double()
 
 
+def siva(U: Tensor, s: Tensor, V: Tensor) -> Tensor:
+    """The sum over l of s[l] U[:, l] V[:, l]^T for U (m, k), s (k,) and V (n, k)."""
+    return torch.einsum("ml,l,nl->mn", U.double(), s.double(), V.double())
+
+
 def error(got: Tensor, exact: Tensor, size: float = 0.0) -> float:
     """Normwise error relative to the answer; zero answers must be met exactly.
 
@@ -138,18 +143,20 @@ def error(got: Tensor, exact: Tensor, size: float = 0.0) -> float:
     return difference / size if size else (0.0 if difference == 0 else float("inf"))
 
 
-def allowed_error(dtype: torch.dtype, exact: Tensor, size: float = 0.0) -> float:
+def allowed_error(dtype: torch.dtype, exact: Tensor, size: float = 0.0, rounding: float = ROUNDING_FACTOR) -> float:
     if dtype == torch.float64:
         return FLOAT64_TOLERANCE
     if dtype == torch.float32:
         return FLOAT32_TOLERANCE
-    return ROUNDING_FACTOR * error(exact.to(dtype), exact, size) + FLOAT32_TOLERANCE
+    return rounding * error(exact.to(dtype), exact, size) + FLOAT32_TOLERANCE
 
 
-def assert_close(got: Tensor, exact: Tensor, name: str = "result", size: float = 0.0) -> None:
+def assert_close(
+    got: Tensor, exact: Tensor, name: str = "result", size: float = 0.0, rounding: float = ROUNDING_FACTOR
+) -> None:
     """`got` has the shape of the float64 `exact`, and an error that math.md allows its type."""
     assert got.shape == exact.shape, f"{name} has shape {tuple(got.shape)}, wanted {tuple(exact.shape)}"
-    found, allowed = error(got, exact, size), allowed_error(got.dtype, exact, size)
+    found, allowed = error(got, exact, size), allowed_error(got.dtype, exact, size, rounding)
     assert found <= allowed, f"{name} is off by {found:.2e}, allowed are {allowed:.2e}"
 
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from surm_kernels import dense, functional, nn
+from surm_kernels.ops.diagonal import diagonal, diagonal_backward, diagonal_pullback
 from surm_kernels.ops.kronecker import (
     kronecker,
     kronecker_backward,
@@ -100,11 +101,30 @@ class KroneckerSizes(NamedTuple):
         return {"a": (groups, p, q), "b": (groups, r, s), "x": (groups, tokens, q * s), "g": (groups, tokens, p * r)}
 
 
+class DiagonalSizes(NamedTuple):
+    groups: int
+    tokens: int
+    outputs: int
+    inputs: int
+    terms: int
+
+    def shapes(self) -> Shapes:
+        groups, tokens, outputs, inputs, terms = self
+        return {
+            "u": (groups, outputs, terms),
+            "s": (groups, terms),
+            "v": (groups, inputs, terms),
+            "x": (groups, tokens, inputs),
+            "g": (groups, tokens, outputs),
+        }
+
+
 SIZES: dict[str, Any] = {
     "krylov": KrylovSizes(groups=2, tokens=2, outputs=2, inputs=1, block=3),
     "toeplitz": ToeplitzSizes(groups=2, tokens=2, out_blocks=1, in_blocks=2, rows=3, columns=2),
     "ldr": LdrSizes(groups=2, tokens=2, rank=2, size=3, outputs=2, inputs=3),
     "kronecker": KroneckerSizes(groups=2, tokens=2, p=2, q=1, r=2, s=3),
+    "diagonal": DiagonalSizes(groups=2, tokens=2, outputs=2, inputs=3, terms=2),
 }
 # Neither 0 nor 1, which torch.compile takes as constants, and no two sizes alike.
 COMPILED_SIZES: dict[str, list[Any]] = {
@@ -112,6 +132,7 @@ COMPILED_SIZES: dict[str, list[Any]] = {
     "toeplitz": [ToeplitzSizes(2, 3, 4, 5, 7, 9), ToeplitzSizes(3, 5, 2, 4, 6, 10)],
     "ldr": [LdrSizes(2, 3, 4, 9, 7, 8), LdrSizes(3, 5, 2, 11, 10, 6)],
     "kronecker": [KroneckerSizes(2, 3, 4, 5, 7, 9), KroneckerSizes(3, 5, 2, 4, 6, 10)],
+    "diagonal": [DiagonalSizes(2, 3, 4, 5, 7), DiagonalSizes(3, 5, 2, 4, 6)],
 }
 
 # Every operator as a function of its primitive's sizes and of tensors, with the tensors it takes.
@@ -188,6 +209,10 @@ OPERATORS: dict[str, tuple[Callable, str]] = {
     "kronecker pullback left": (lambda _, g, x, b: kronecker_pullback_left(g, x, b, 0.7), "gxb"),
     "kronecker pullback right": (lambda _, g, x, a: kronecker_pullback_right(g, x, a, 0.7), "gxa"),
     "kronecker backward": (lambda _, g, x, a, b: kronecker_backward(g, x, a, b, 0.7), "gxab"),
+    "diagonal": (lambda _, x, u, s, v, base: diagonal(x, u, s, v, base, 0.7), "xusvg"),
+    "diagonal without base": (lambda _, x, u, s, v: diagonal(x, u, s, v, None, 0.7), "xusv"),
+    "diagonal pullback": (lambda _, g, x, u, v: diagonal_pullback(g, x, u, v, 0.7), "gxuv"),
+    "diagonal backward": (lambda _, g, x, u, s, v: diagonal_backward(g, x, u, s, v, 0.7), "gxusv"),
 }
 operator_cases = pytest.mark.parametrize("name", OPERATORS)
 
@@ -282,7 +307,9 @@ class RecordCalls(TorchDispatchMode):
 def test_vmap_over_any_subset_of_inputs_is_a_loop(name: str) -> None:
     function, shapes = function_of(name), shapes_of(name)
     for subset in range(1, 2 ** len(shapes)):
-        dims = tuple((index + 1) % 4 if subset >> index & 1 else None for index in range(len(shapes)))
+        dims = tuple(
+            (index + 1) % (len(shape) + 1) if subset >> index & 1 else None for index, shape in enumerate(shapes)
+        )
         inputs = [
             torch.randn(shape if dim is None else (*shape[:dim], 5, *shape[dim:]), dtype=torch.float64)
             for dim, shape in zip(dims, shapes, strict=True)
@@ -420,6 +447,9 @@ LAYER_CASES = {
     ),
     "kronecker": lambda x, p, base: functional.kronecker_linear(
         x, p[:4].view(2, 2), torch.outer(p[: len(p) // 2], p[len(p) // 2 :]), base=base, scale=0.5
+    ),
+    "siva": lambda x, p, base: functional.siva_linear(
+        x, torch.outer(base, p), p, torch.outer(p.flip(0), p), base=base, scale=0.5
     ),
     "dense": lambda x, p, base: x @ dense.circulant(p).T + base,
 }
@@ -573,7 +603,7 @@ def test_frozen_inputs_cost_no_gradient(name: str) -> None:
     calls = []
     with RecordCalls(calls):
         y.sum().backward()
-    assert len(calls) == len(parameters)
+    assert len(calls) == (1 if name == "diagonal" else len(parameters))  # u and v have plain products
     assert all("pullback" in operator.name() for operator, _ in calls)
 
 

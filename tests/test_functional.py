@@ -55,9 +55,10 @@ CASES = {
     "cauchy-like": Case("cauchy_like", {"v": (7,), "u": (12,), "G": (2, 7), "H": (2, 12)}, oracle.cauchy_like),
     "kronecker": Case("kronecker", {"A": (5, 3), "B": (2, 4)}, oracle.kronecker),
     "low rank": Case("low_rank", {"A": (2, 12), "B": (7, 2)}, oracle.low_rank),
+    "siva": Case("siva", {"U": (7, 5), "s": (5,), "V": (12, 5)}, oracle.siva),
 }
 function_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-ROUNDING_ONCE = {name: case for name, case in CASES.items() if name != "low rank"}
+ROUNDING_ONCE = {name: case for name, case in CASES.items() if name not in ("low rank", "siva")}
 rounding_once = pytest.mark.parametrize("case", ROUNDING_ONCE.values(), ids=ROUNDING_ONCE)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -370,6 +371,30 @@ REFUSALS = {
         lambda: functional.low_rank_linear(X, X, X),
         ValueError,
         ["B", "(m, r) with r as in A", "(3, 3)", "(3, 12)"],
+    ),
+    "U is a vector": (lambda: functional.siva_linear(X, C, C, X.T), ValueError, ["U", "(m, k)", "(12,)"]),
+    "s does not fit U": (
+        lambda: functional.siva_linear(X, X, C[:7], X),
+        ValueError,
+        ["s", "(k,) with k as in U", "(12,)", "(7,)"],
+    ),
+    "the diagonal is a matrix": (lambda: functional.siva_linear(X, X, X, X), ValueError, ["s", "(k,)", "(3, 12)"]),
+    "the diagonal is a list": (
+        lambda: functional.siva_linear(X, X, [1.0], X),
+        TypeError,
+        ["s", "torch.Tensor", "list"],
+    ),
+    "V does not fit U": (
+        lambda: functional.siva_linear(X, X, C, X.T),
+        ValueError,
+        ["V", "(n, k) with k as in U", "(12, 12)", "(12, 3)"],
+    ),
+    "V is integer": (lambda: functional.siva_linear(X, X, C, X.int()), TypeError, ["V", "int32"]),
+    "no direction": (lambda: dense.siva(X[:, :0], C[:0], X[:, :0]), ValueError, ["U", "(m, k)", "(3, 0)"]),
+    "x does not fit V": (
+        lambda: functional.siva_linear(X, X, C, X),
+        ValueError,
+        ["x", "(..., 3)", "(3, 12)", "U of shape (3, 12) and s of shape (12,) and V of shape (3, 12)"],
     ),
     "H is elsewhere": (
         lambda: functional.toeplitz_like_linear(X, X, X.to("meta")),

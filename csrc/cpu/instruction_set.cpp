@@ -16,6 +16,7 @@ namespace surm::cpu {
   extern const ToeplitzDenseKernels toeplitz_dense_kernels; \
   extern const LdrKernels ldr_kernels;                      \
   extern const KroneckerKernels kronecker_kernels;          \
+  extern const DiagonalKernels diagonal_kernels;            \
   extern const PowersKernels powers_kernels;                \
   }
 #define SURM_KERNELS_OF(name)     \
@@ -26,6 +27,7 @@ namespace surm::cpu {
    &name::toeplitz_dense_kernels, \
    &name::ldr_kernels,            \
    &name::kronecker_kernels,      \
+   &name::diagonal_kernels,       \
    &name::powers_kernels}
 
 SURM_DECLARE_KERNELS(baseline)

@@ -1,6 +1,7 @@
 // The instruction set that serves this process: the widest the machine has, or what SURM_KERNELS_ISA asks for.
 #pragma once
 
+#include "diagonal.h"
 #include "kronecker.h"
 #include "krylov.h"
 #include "ldr.h"
@@ -17,6 +18,7 @@ struct InstructionSet {
   const ToeplitzDenseKernels* toeplitz_dense;
   const LdrKernels* ldr;
   const KroneckerKernels* kronecker;
+  const DiagonalKernels* diagonal;
   const PowersKernels* powers;
 };
 

@@ -2,9 +2,9 @@
 
 They share these rules. x has any leading shape, (n,) included; the output has the same leading shape. Tensors are
 float64, float32, bfloat16 or float16 on one device; different types promote as in torch, and autocast applies to all
-but float64. 16-bit products are computed in float32 and rounded once, base included (low_rank_linear, two ordinary
-matrix products, rounds between them). base has the output's shape or is broadcastable to it, such as a bias of shape
-(m,). A row of x that is not finite spoils that row of the output alone.
+but float64. 16-bit products are computed in float32 and rounded once, base included (low_rank_linear and siva_linear,
+of two ordinary matrix products, round between them too). base has the output's shape or is broadcastable to it, such
+as a bias of shape (m,). A row of x that is not finite spoils that row of the output alone.
 
 They raise a TypeError for an argument that is no tensor of those types (no real number for scale and f), and a
 ValueError for a shape, value or device that does not fit.

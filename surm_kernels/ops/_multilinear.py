@@ -25,8 +25,9 @@ class Form:
         partials: for each position a function `(base, *arguments, *constants)`. In the place of its own argument it
             gets the size of that argument's last dimension, or None where it knows. Products have a base to add: those
             are positions 0 and 1 of a form with parameters.
-        fused: for some positions a function `(*arguments, *constants)` that gives all other partials in one pass.
+        fused: for some positions a function `(*arguments, *constants)` that gives other partials in one pass.
         merge: `(weight, out, *arguments but g and x, *constants)` writes weight + scale W to out, outside of autograd.
+        places: for positions of `fused`, which partials the function gives where it does not give all others.
 
     `partial(position, base, *arguments, *constants)` and `gradients(position, *arguments, *constants)` call them,
     through the autograd.Functions `Partial` and `Gradients` where somebody asks for a derivative.
@@ -38,11 +39,14 @@ class Form:
         partials: Sequence[Callable[..., Tensor]],
         fused: Mapping[int, Callable[..., tuple[Tensor, ...]]] | None = None,
         merge: Callable[..., None] | None = None,
+        places: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
         self.partials = partials
         self.fused = fused or {}
         self.merge = merge
         self.arity = len(partials)
+        self.places = {at: tuple(place for place in range(self.arity) if place != at) for at in self.fused}
+        self.places.update(places or {})
         self.Partial = type(name, (_Partial,), {})
         self.Gradients = type(f"{name}Gradients", (_Gradients,), {})
         eager = type(name, (_EagerPartial,), {}), type(f"{name}Gradients", (_EagerGradients,), {})
@@ -97,10 +101,10 @@ class _Partial(torch.autograd.Function):
         form, position, constants = ctx.form, ctx.position, ctx.constants
         _, _, base_needed, *needed = ctx.needs_input_grad
         arguments = _arguments(ctx)
-        if position in form.fused and sum(needed) == form.arity - 1:  # all others
+        wanted = tuple(place for place in range(form.arity) if needed[place])
+        if form.places.get(position) == wanted:
             arguments[position] = cotangent
-            gradients = list(form.gradients(position, *arguments, *constants))
-            gradients.insert(position, None)
+            gradients = _placed(form, position, form.gradients(position, *arguments, *constants))
         else:
             cotangents: list[Any] = [None] * form.arity
             cotangents[position] = cotangent
@@ -148,7 +152,7 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         form, position, constants = ctx.form, ctx.position, ctx.constants
         _, _, *needed = ctx.needs_input_grad
-        along = [*cotangents[:position], None, *cotangents[position:]]
+        along = _placed(form, position, cotangents)
         gradients = [
             form.derivative(place, None, ctx.saved_tensors, along, constants) if needed[place] else None
             for place in range(form.arity)
@@ -167,11 +171,18 @@ class _EagerGradients(_Gradients):
     def jvp(ctx: Any, _form: Any, _position: Any, *tangents: Any) -> Any:
         form, arguments = ctx.form, ctx.saved_tensors
         results = []
-        for place in range(form.arity):
-            if place != ctx.position:
-                along = form.derivative(place, None, arguments, tangents[: form.arity], ctx.constants)
-                results.append(torch.zeros_like(arguments[place]) if along is None else along)
+        for place in form.places[ctx.position]:
+            along = form.derivative(place, None, arguments, tangents[: form.arity], ctx.constants)
+            results.append(torch.zeros_like(arguments[place]) if along is None else along)
         return tuple(results)
+
+
+def _placed(form: Form, position: int, partials: Sequence[Tensor]) -> list[Any]:
+    """The partials of the fused function in a position, each in its place, None in the others."""
+    placed: list[Any] = [None] * form.arity
+    for place, partial in zip(form.places[position], partials, strict=True):
+        placed[place] = partial
+    return placed
 
 
 def _arguments(ctx: Any) -> list[Any]:

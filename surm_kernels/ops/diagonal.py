@@ -1,0 +1,71 @@
+"""The product with W(u, s, v) = u diag(s) v^T, its transpose and its pullbacks, closed under differentiation.
+
+W is m x n for u of m x k, s of k and v of n x k; its transpose is W(v, s, u). Every tensor has a leading dimension G of
+independent problems, which carries vmap. SiVA trains s alone, so u and v get their gradients from plain products.
+"""
+
+import torch
+from torch import Tensor
+
+from surm_kernels.ops._library import define, without_autocast
+from surm_kernels.ops._multilinear import Form
+from surm_kernels.reference.ops import diagonal as reference
+
+
+def _diagonal_fake(x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
+    torch._check(x.shape[-1] == v.shape[1])
+    return x.new_empty(x.shape[0], x.shape[1], u.shape[1])
+
+
+def _diagonal_pullback_fake(g: Tensor, x: Tensor, u: Tensor, v: Tensor, scale: float) -> Tensor:
+    return x.new_empty(x.shape[0], u.shape[2])
+
+
+def _diagonal_backward_fake(
+    g: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), s.new_empty(s.shape)
+
+
+DIAGONAL = "diagonal(Tensor x, Tensor u, Tensor s, Tensor v, Tensor? base, float scale) -> Tensor"
+PULLBACK = "diagonal_pullback(Tensor g, Tensor x, Tensor u, Tensor v, float scale) -> Tensor"
+BACKWARD = "diagonal_backward(Tensor g, Tensor x, Tensor u, Tensor s, Tensor v, float scale) -> (Tensor, Tensor)"
+
+_diagonal = define(DIAGONAL, _diagonal_fake, reference.diagonal)
+_diagonal_pullback = define(PULLBACK, _diagonal_pullback_fake, reference.diagonal_pullback)
+_diagonal_backward = define(BACKWARD, _diagonal_backward_fake, reference.diagonal_backward)
+
+
+def _factor_gradient(g: Tensor, x: Tensor, s: Tensor, v: Tensor, scale: float) -> Tensor:
+    with without_autocast(x):
+        return reference.factor_gradient(g, x, s, v, scale)
+
+
+# scale <g, x (u diag(s) v^T)^T>
+form = Form(
+    "Diagonal",
+    (
+        lambda base, _, x, u, s, v, scale: _diagonal(x, u, s, v, base, scale),
+        lambda base, g, _, u, s, v, scale: _diagonal(g, v, s, u, base, scale),
+        lambda _base, g, x, _, s, v, scale: _factor_gradient(g, x, s, v, scale),
+        lambda _base, g, x, u, _, v, scale: _diagonal_pullback(g, x, u, v, scale),
+        lambda _base, g, x, u, s, _, scale: _factor_gradient(x, g, s, u, scale),
+    ),
+    {0: lambda g, x, u, s, v, scale: _diagonal_backward(g, x, u, s, v, scale)},
+    places={0: (1, 3)},
+)
+
+
+def diagonal(x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
+    """`base + scale * ((x @ v) * s) @ u.T`."""
+    return form.partial(0, base, None, x, u, s, v, scale)
+
+
+def diagonal_pullback(g: Tensor, x: Tensor, u: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The gradient of `scale * <g, x @ W.T>` with respect to s."""
+    return form.partial(3, None, g, x, u, None, v, scale)
+
+
+def diagonal_backward(g: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
+    """The gradients of `scale * <g, x @ W.T>` with respect to x and s."""
+    return form.gradients(0, g, x, u, s, v, scale)
