@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from surm_kernels import _checks, dense, functional, siva
+from surm_kernels.ops import diagonal as _ops
 from surm_kernels.structures.base import Structure
 
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -74,6 +75,19 @@ class Siva(Structure):
 
     def dense(self, *parameters: Tensor) -> Tensor:
         return dense.siva(*parameters)
+
+    @torch.no_grad()
+    def gradients(
+        self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of `scale * <g, x @ W.T>` with respect to x and s, see `Structure.gradients`."""
+        U, s, V = (parameter.detach().to(x.dtype).unsqueeze(0) for parameter in parameters)
+        rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
+        if input_gradient:
+            x_gradient, s_gradient = _ops.diagonal_backward(cotangents, rows, U, s, V, scale)
+            return x_gradient.view(x.shape), None, s_gradient.view(-1).to(parameters[1].dtype), None
+        s_gradient = _ops.diagonal_pullback(cotangents, rows, U, V, scale)
+        return None, None, s_gradient.view(-1).to(parameters[1].dtype), None
 
     @torch.no_grad()
     def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
