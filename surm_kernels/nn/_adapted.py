@@ -16,7 +16,7 @@ from torch.utils import _pytree
 
 from surm_kernels import cost_model
 from surm_kernels.functional._product import cast
-from surm_kernels.nn._merged import MergedWeight
+from surm_kernels.nn._kept import MergedWeight, Product
 from surm_kernels.ops._differentiable import _transforms_active
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.ops.generated import _is_batched
@@ -55,11 +55,23 @@ class Update:
         return self.structure.linear(x, *parameters, base=base, scale=self.scale)
 
     def product(
-        self, merged: bool, x: Tensor, weight: Tensor, bias: Tensor | None, parameters: Sequence[Tensor]
+        self,
+        merged: bool,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parameters: Sequence[Tensor],
+        kept: Product | None = None,
     ) -> Tensor:
-        """The output for x (T, in_features), bias and parameters of one type; call it without recording."""
+        """The output for x (T, in_features), bias and parameters of one type; call it without recording.
+
+        `kept` is the structure's product as it is kept for these parameters.
+        """
         if not merged:
-            y = self.structure.linear(x, *parameters, base=bias, scale=self.scale)
+            if kept is None:
+                y = self.structure.linear(x, *parameters, base=bias, scale=self.scale)
+            else:
+                y = kept(x, bias, self.scale)
             return _plus_product(y, x, cast(weight, x.dtype).mT, (x, *parameters))
         total = self._merged_weight(x.dtype, weight, parameters)
         bias = None if bias is None else cast(bias, total.dtype)

@@ -27,6 +27,8 @@ class Form:
             are positions 0 and 1 of a form with parameters.
         fused: for some positions a function `(*arguments, *constants)` that gives other partials in one pass.
         merge: `(weight, out, *arguments but g and x, *constants)` writes weight + scale W to out, outside of autograd.
+        keep: `(*arguments but g and x, *constants)` -> the product `(x, base, scale)` -> `base + scale x W^T`, outside
+            of autograd, with what it needs of the arguments computed once.
         places: for positions of `fused`, which partials the function gives where it does not give all others.
 
     `partial(position, base, *arguments, *constants)` and `gradients(position, *arguments, *constants)` call them,
@@ -39,11 +41,12 @@ class Form:
         partials: Sequence[Callable[..., Tensor]],
         fused: Mapping[int, Callable[..., tuple[Tensor, ...]]] | None = None,
         merge: Callable[..., None] | None = None,
+        keep: Callable[..., Callable[[Tensor, Tensor | None, float], Tensor]] | None = None,
         places: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
         self.partials = partials
         self.fused = fused or {}
-        self.merge = merge
+        self.merge, self.keep = merge, keep
         self.arity = len(partials)
         self.places = {at: tuple(place for place in range(self.arity) if place != at) for at in self.fused}
         self.places.update(places or {})

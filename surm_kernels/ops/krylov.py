@@ -5,6 +5,8 @@ tensor has a leading dimension G of independent problems, which carries vmap. Fo
 without derivatives: products by a spectrum that is kept, and merging W(v) of a single problem into a weight.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -92,6 +94,7 @@ form = Form(
         1: lambda g, x, v, sign, scale: _krylov_backward(x, g, v, sign, scale, True),
     },
     merge=lambda weight, out, v, sign, scale: krylov_merge(weight, v.squeeze(0), sign, scale, out),
+    keep=lambda v, sign, _scale: _kept(v, sign),
 )
 # <w, W(v)>
 dense_form = Form(
@@ -108,6 +111,13 @@ def krylov(x: Tensor, v: Tensor, base: Tensor | None, sign: int, scale: float, t
     if transposed:
         return form.partial(1, base, x, None, v, sign, scale)
     return form.partial(0, base, None, x, v, sign, scale)
+
+
+def _kept(v: Tensor, sign: int) -> Callable[[Tensor, Tensor | None, float], Tensor]:
+    """The product with W(v) by its spectrum."""
+    spectrum = krylov_spectrum(v, sign, False)
+    _, outputs, inputs, block = v.shape
+    return lambda x, base, scale: krylov_by_spectrum(x, spectrum, base, outputs, inputs, block, sign, scale)
 
 
 def krylov_pullback(g: Tensor, x: Tensor, block: int, sign: int, scale: float) -> Tensor:

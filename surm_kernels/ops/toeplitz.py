@@ -6,6 +6,8 @@ For frozen parameters there are besides, without derivatives: products by a spec
 single problem into a weight.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -112,6 +114,7 @@ form = Form(
     merge=lambda weight, out, t, columns, scale, reflected: toeplitz_merge(
         weight, t.squeeze(0), columns, reflected, scale, out
     ),
+    keep=lambda t, columns, _scale, reflected: _kept(t, columns, reflected),
 )
 # <w, W(t)>
 dense_form = Form(
@@ -132,6 +135,15 @@ def toeplitz(
     if transposed:
         return form.partial(1, base, x, None, t, columns, scale, reflected)
     return form.partial(0, base, None, x, t, columns, scale, reflected)
+
+
+def _kept(t: Tensor, columns: int, reflected: bool) -> Callable[[Tensor, Tensor | None, float], Tensor]:
+    """The product with W(t) by its spectrum."""
+    spectrum = toeplitz_spectrum(t, columns, False, reflected)
+    (_, outputs, inputs, _), rows = t.shape, _rows(t, columns)
+    return lambda x, base, scale: toeplitz_by_spectrum(
+        x, spectrum, base, outputs, inputs, rows, columns, scale, reflected
+    )
 
 
 def toeplitz_pullback(g: Tensor, x: Tensor, rows: int, columns: int, scale: float, reflected: bool) -> Tensor:

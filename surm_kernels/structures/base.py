@@ -104,6 +104,14 @@ class Structure(ABC):
         update = self.dense(*(p.to(torch.promote_types(p.dtype, torch.float32)) for p in parameters))
         return torch.add(weight, update, alpha=scale, out=torch.empty_like(weight) if out is None else out)
 
+    def kept(self, *parameters: Tensor) -> Callable[[Tensor, Tensor | None, float], Tensor] | None:
+        """The product `(x, base, scale)` -> `base + scale * x @ W.T` for parameters that do not change, not recorded.
+
+        What it needs of the parameters, such as their spectrum, is computed here, once, for this device and process and
+        for tokens of the parameters' type. None where nothing would be gained.
+        """
+        return None
+
     def token_work(self) -> float:
         """Multiplications and additions, nominally, of the product of one token; for the choice of a strategy."""
         return self.in_features * self.out_features

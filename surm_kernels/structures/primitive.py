@@ -1,11 +1,13 @@
 """What structures share whose map is one primitive: gradients and merging without autograd through the product."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from surm_kernels.functional._product import product
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.ops._multilinear import Form
 from surm_kernels.structures.base import Structure
@@ -55,6 +57,15 @@ class PrimitiveStructure(Structure):
         result = torch.empty_like(weight) if out is None else out
         primitive.form.merge(weight, result, *primitive.arguments, *primitive.constants)
         return result
+
+    @torch.no_grad()
+    def kept(self, *parameters: Tensor) -> Callable[[Tensor, Tensor | None, float], Tensor] | None:
+        """The product by a spectrum computed once, where the primitive has one, see `Structure.kept`."""
+        primitive = self.primitive(*parameters, scale=1.0)
+        if primitive is None or primitive.form.keep is None:
+            return None
+        operator = primitive.form.keep(*primitive.arguments, *primitive.constants)
+        return lambda x, base, scale: product(operator, x, {}, self.in_features, self.out_features, base, scale)
 
 
 def _gradients(primitive: Primitive, g: Tensor, x: Tensor, input_gradient: bool) -> tuple[Tensor | None, list[Tensor]]:

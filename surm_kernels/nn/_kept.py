@@ -1,16 +1,18 @@
-"""A merged weight, kept until something it was made of changes, by whatever way it changes.
+"""What a layer keeps, a merged weight or a spectrum, until something it was made of changes, by whatever way.
 
 `_version` alone does not tell: an update through `.data` leaves it as it is, and inference tensors have none. So
 trained parameters, which are few numbers, are compared with a copy. A frozen weight is large: it is known by its
 memory, its version and a few of its values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from surm_kernels.structures import Structure
+
+Product = Callable[[Tensor, Tensor | None, float], Tensor]
 
 _SAMPLES = 8  # rows and columns that are looked at
 
@@ -113,6 +115,36 @@ class MergedWeight:
 
     def __reduce__(self) -> tuple[type, tuple]:
         return MergedWeight, ()  # copies and pickles start empty
+
+
+class KeptProduct:
+    """A structure's product with parameters that do not change, as it keeps it: `Structure.kept`."""
+
+    def __init__(self) -> None:
+        self._product: Product | None = None
+        self._memory = Memory()
+        self._nothing_of: Structure | None = None
+
+    def of(self, structure: Structure, parameters: Sequence[Tensor]) -> Product | None:
+        """The product, None where the structure keeps nothing."""
+        if self._nothing_of is structure:
+            return None
+        if not self._memory.holds(structure, (), parameters):
+            self._memory.forget()
+            with torch.inference_mode(False):  # what is kept may serve calls outside of it
+                self._product = structure.kept(*parameters)
+            if self._product is None:
+                self._nothing_of = structure
+            else:
+                self._memory.take(structure, (), parameters)
+        return self._product
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self.__init__()  # type: ignore[misc]
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return KeptProduct, ()
 
 
 def _version(tensor: Tensor) -> int | None:
