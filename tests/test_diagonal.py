@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from surm_kernels import _extension, functional
 from surm_kernels.command.peak_memory import PeakMemory
@@ -342,6 +343,35 @@ def test_a_training_step_takes_the_product_and_one_pass_backward_and_keeps_x_and
         y.sum().backward()
     ran = {event.key for event in profile.key_averages() if event.key.startswith("surm_kernels::")}
     assert ran == {"surm_kernels::diagonal_backward"}
+
+
+def counted(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    with FlopCounterMode(display=False):
+        return function(*tensors)
+
+
+SURROUNDINGS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]] = {
+    "inference mode": torch.inference_mode(),
+    "no gradients": torch.no_grad(),
+    "autocast": torch.autocast("cpu", torch.bfloat16),
+    "a mode that sees every operator": lambda function: lambda *tensors: counted(function, *tensors),
+    "vmap": lambda function: lambda *tensors: torch.vmap(function)(*(t.unsqueeze(0) for t in tensors))[0],
+    "forward mode": lambda function: lambda *tensors: torch.func.jvp(function, tensors, tensors)[0],
+    "gradient": lambda function: lambda *tensors: torch.func.vjp(function, *tensors)[0],
+}
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_threads_do_the_same_whatever_is_in_force_in_the_one_that_calls(surrounding: str) -> None:
+    (u, s, v), (x, base) = factors((33, 97, 12)), tokens_and_cotangents((33, 97, 12), 1000)
+    tensors = [t.requires_grad_() for t in (x, u, s, v, base)]
+
+    def outcome(x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor) -> Tensor:
+        x_gradient, s_gradient = diagonal_backward(base, x, u, s, v, SCALE)
+        return torch.cat([t.flatten() for t in (diagonal(x, u, s, v, base, SCALE), x_gradient, s_gradient)])
+
+    wanted = outcome(*tensors)
+    assert torch.equal(SURROUNDINGS[surrounding](outcome)(*tensors), wanted)
 
 
 @pytest.mark.parametrize("trained", ["x", "s", "U", "V", "xs", "xU", "sV", "xsU", "xUsV"])
