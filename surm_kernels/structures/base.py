@@ -101,7 +101,7 @@ class Structure(ABC):
 
         The sum is taken in float32 at least and rounded once, to the type of the result; `out` may be `weight`.
         """
-        update = self.dense(*(p.to(torch.promote_types(p.dtype, torch.float32)) for p in parameters))
+        update = self.wide_dense(*parameters)
         return torch.add(weight, update, alpha=scale, out=torch.empty_like(weight) if out is None else out)
 
     def kept(self, *parameters: Tensor) -> Callable[[Tensor, Tensor | None, float], Tensor] | None:
@@ -119,6 +119,10 @@ class Structure(ABC):
     def merge_work(self) -> float:
         """Multiplications and additions, nominally, of forming W."""
         return self.in_features * self.out_features
+
+    def wide_dense(self, *parameters: Tensor) -> Tensor:
+        """`dense` in float32 at least, not rounded to the type of the parameters."""
+        return self.dense(*(widened(parameter) for parameter in parameters))
 
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The parameters of the matrix nearest to `weight` in Frobenius norm."""
@@ -142,6 +146,11 @@ class Structure(ABC):
         if weight.shape != (self.out_features, self.in_features):
             wanted = (self.out_features, self.in_features)
             raise ValueError(f"weight must have shape {wanted}, got {tuple(weight.shape)}")
+
+
+def widened(t: Tensor) -> Tensor:
+    """t in float32 at least."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def require_blocks(block_size: int | None, in_features: int, out_features: int) -> None:

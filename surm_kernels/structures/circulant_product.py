@@ -37,6 +37,10 @@ class CirculantProduct(PrimitiveStructure):
         r1, r2 = parameters
         return self.circulant.primitive(r1 * r2, scale=scale)
 
+    @property
+    def repeats(self) -> bool:
+        return self.circulant.repeats
+
     def token_work(self) -> float:
         return self.circulant.token_work()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from surm_kernels import _checks
 from surm_kernels.functional._product import product
-from surm_kernels.structures.base import tied_means
+from surm_kernels.structures.base import tied_means, widened
 from surm_kernels.structures.hydra_blocks import KINDS
 from surm_kernels.structures.pool import Constants, PoolMap
 from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
@@ -115,8 +115,16 @@ class Hydra(PrimitiveStructure):
 
     def dense(self, *parameters: Tensor) -> Tensor:
         (pool,) = parameters
-        wide = pool.to(torch.promote_types(pool.dtype, torch.float32))  # so that 16-bit entries are rounded once
-        return self._grid.dense(*self._slots(wide, pool.dtype)).to(pool.dtype)
+        return self.wide_dense(pool).to(pool.dtype)
+
+    def wide_dense(self, *parameters: Tensor) -> Tensor:
+        (pool,) = parameters
+        return self._grid.dense(*self._slots(widened(pool), pool.dtype))
+
+    def wide_primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
+        (pool,) = parameters
+        slots, _ = self._slots(widened(pool), pool.dtype)
+        return self._grid.primitive(slots, scale) if self._grid.is_linear else None
 
     def _slots(self, pool: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
         """The slots and those of the start, none for linear kinds; drawn values are rounded as the pool is stored."""

@@ -48,6 +48,10 @@ class KrylovStructure(TiedEntries, PrimitiveStructure):
         t = self._diagonals(v).view(1, 1, 1, -1)
         return Primitive(_toeplitz_ops.form, (t,), (self.in_features, scale, False))
 
+    @property
+    def repeats(self) -> bool:
+        return self.block_size is None and self.in_features != self.out_features
+
     def _diagonals(self, v: Tensor) -> Tensor:
         """Those of the top left part of the square: a Toeplitz matrix, which needs no padding of x."""
         above = v[v.shape[0] - self.in_features + 1 :]

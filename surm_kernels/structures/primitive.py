@@ -10,7 +10,7 @@ from torch import Tensor
 from surm_kernels.functional._product import product
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.ops._multilinear import Form
-from surm_kernels.structures.base import Structure
+from surm_kernels.structures.base import Structure, widened
 
 
 class Primitive(NamedTuple):
@@ -24,8 +24,13 @@ class Primitive(NamedTuple):
 class PrimitiveStructure(Structure):
     """A structure with W = W(arguments) of one primitive, whose arguments are simple functions of the parameters."""
 
-    #: Whether parameters of 16 bits reach the primitive in float32, so that their gradients are rounded once.
-    widened = False
+    @property
+    def repeats(self) -> bool:
+        """Whether values of a parameter fill several places of an argument.
+
+        Then those of 16 bits reach the primitive in float32, so that sums of their gradients are rounded once.
+        """
+        return False
 
     @abstractmethod
     def primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
@@ -35,7 +40,7 @@ class PrimitiveStructure(Structure):
         self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
     ) -> tuple[Tensor | None, ...]:
         """The gradients of `scale * <g, x @ W.T>` by the primitive's own operators, see `Structure.gradients`."""
-        inside = torch.promote_types(x.dtype, torch.float32) if self.widened else x.dtype
+        inside = torch.promote_types(x.dtype, torch.float32) if self.repeats else x.dtype
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         with torch.enable_grad(), without_autocast(x):
             primitive = self.primitive(*(leaf.to(inside) for leaf in leaves), scale=scale)
@@ -50,13 +55,16 @@ class PrimitiveStructure(Structure):
     @torch.no_grad()
     def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
         """`weight + scale * W` in one pass where the primitive has a kernel for it, see `Structure.merge`."""
-        primitive = self.primitive(*parameters, scale=scale)
-        types = {weight.dtype, weight.dtype if out is None else out.dtype}
-        if primitive is None or primitive.form.merge is None or not (len(types) == 1 or torch.float32 in types):
-            return super().merge(weight, *parameters, scale=scale, out=out)
+        primitive = self.wide_primitive(*parameters, scale=scale)
         result = torch.empty_like(weight) if out is None else out
+        if primitive is None or primitive.form.merge is None or not _kernel_merges(weight, result):
+            return super().merge(weight, *parameters, scale=scale, out=result)
         primitive.form.merge(weight, result, *primitive.arguments, *primitive.constants)
         return result
+
+    def wide_primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
+        """`primitive` in float32 at least."""
+        return self.primitive(*(widened(parameter) for parameter in parameters), scale=scale)
 
     @torch.no_grad()
     def kept(self, *parameters: Tensor) -> Callable[[Tensor, Tensor | None, float], Tensor] | None:
@@ -66,6 +74,12 @@ class PrimitiveStructure(Structure):
             return None
         operator = primitive.form.keep(*primitive.arguments, *primitive.constants)
         return lambda x, base, scale: product(operator, x, {}, self.in_features, self.out_features, base, scale)
+
+
+def _kernel_merges(weight: Tensor, out: Tensor) -> bool:
+    """Whether the kernels take these types and strides."""
+    types = {weight.dtype, out.dtype}
+    return (len(types) == 1 or torch.float32 in types) and (out.stride(1) == 1 or out.shape[1] == 1)
 
 
 def _gradients(primitive: Primitive, g: Tensor, x: Tensor, input_gradient: bool) -> tuple[Tensor | None, list[Tensor]]:

@@ -17,7 +17,9 @@ class SymmetricToeplitz(TiedEntries, PrimitiveStructure):
     That part is a rectangular Toeplitz matrix itself, so nothing is padded.
     """
 
-    widened = True
+    @property
+    def repeats(self) -> bool:
+        return True
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"t": (max(self.in_features, self.out_features),)}
