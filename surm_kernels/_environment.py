@@ -28,9 +28,9 @@ VARIABLES = (
     ),
     EnvironmentVariable(
         "SURM_KERNELS_CACHE",
-        "",
+        "auto",
         None,
-        "folder for what `surm-kernels tune` measures, by default surm_kernels in the user's cache folder",
+        "folder for what `surm-kernels tune` measures, auto takes surm_kernels in the user's cache folder",
     ),
     EnvironmentVariable(
         "SURM_KERNELS_EXTENSION",

@@ -162,7 +162,7 @@ def user_file(place: Place) -> Path:
 def _cache_folder() -> Path:
     """Where this package may leave what can be made again: the user's choice, else the system's custom."""
     home = Path(os.path.expanduser("~"))
-    if chosen := _environment.read("SURM_KERNELS_CACHE"):
+    if (chosen := _environment.read("SURM_KERNELS_CACHE")) != "auto":
         return Path(chosen)
     if sys.platform == "darwin":
         parent = home / "Library" / "Caches"

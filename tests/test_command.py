@@ -11,12 +11,23 @@ import pytest
 import torch
 
 import surm_kernels
-from surm_kernels import _environment, _extension
-from surm_kernels.command import accuracy, check, info, machine, usage
+from surm_kernels import _environment, _extension, _processor, cost_constants, cost_model
+from surm_kernels.command import accuracy, calibration, check, info, machine, tune, usage
 from surm_kernels.command.bench import cases, measure, memory, records, session
-from surm_kernels.command.bench.case import OURS, TORCH_FFT, Case, MemoryCase, MemoryClaim, Point, point
-from surm_kernels.command.bench.families import circulant, displacement, hydra, kronecker, toeplitz
-from surm_kernels.command.bench.workload import inputs, workload
+from surm_kernels.command.bench.case import (
+    OURS,
+    TORCH_FFT,
+    Case,
+    Claim,
+    MemoryCase,
+    MemoryClaim,
+    Method,
+    Point,
+    Unavailable,
+    point,
+)
+from surm_kernels.command.bench.families import adapted, circulant, displacement, hydra, kronecker, toeplitz
+from surm_kernels.command.bench.workload import Steps, inputs, workload
 from surm_kernels.command.main import main
 from surm_kernels.ops import krylov as ops
 from tests import oracle
@@ -64,7 +75,7 @@ def small_bench(monkeypatch):
             case,
             points=(small_points(case)[0],) * 2,
             quick=(small_points(case)[0],),
-            contenders=tuple(method for method in case.contenders if method.name != circulant.PEFT_C3A),
+            contenders=tuple(one for one in case.contenders if one.name not in (circulant.PEFT_C3A, adapted.PEFT_LORA)),
         )
         for case in cases.CASES
     )
@@ -87,9 +98,9 @@ class TestMain:
         assert main([]) == 2
         out, err = capsys.readouterr()
         assert out == err
-        assert all(f"\n    {command} " in out for command in ("info", "check", "bench", "demo"))
+        assert all(f"\n    {command} " in out for command in ("info", "check", "bench", "tune", "demo"))
 
-    @pytest.mark.parametrize("command", ["info", "check", "bench", "demo"])
+    @pytest.mark.parametrize("command", ["info", "check", "bench", "tune", "demo"])
     def test_every_command_has_help(self, command: str, capsys) -> None:
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
@@ -105,6 +116,7 @@ class TestMain:
             ["bench", "--threads", "0"],
             ["bench", "--threads", "two"],
             ["bench", "--dtype", "int8"],
+            ["tune", "--threads", "0"],
         ],
         ids=" ".join,
     )
@@ -127,6 +139,7 @@ class TestMain:
             (["bench", "--only", "one-token", "--dtype", "bfloat16"], "one-token is not measured in bfloat16"),
             (["bench", "--json", "/nowhere/b.json"], "surm-kernels bench: --json: there is no folder /nowhere"),
             (["bench", "--markdown", "/"], "surm-kernels bench: --markdown: / is a folder"),
+            (["tune", "--output", "/nowhere/costs.json"], "surm-kernels tune: --output: there is no folder /nowhere"),
         ],
     )
     def test_what_cannot_be_done_ends_with_2_and_one_line(self, words: list[str], message: str, capsys) -> None:
@@ -201,7 +214,7 @@ class TestInfo:
     def test_instruction_sets_come_from_the_processor(self, flags: str, sets, monkeypatch, tmp_path: Path) -> None:
         processors = tmp_path / "cpuinfo"
         processors.write_text(f"processor\t: 0\nmodel name\t: Abacus 3000\nflags\t\t: {flags}\nprocessor\t: 1\n")
-        monkeypatch.setattr(machine, "PROCESSORS", processors)
+        monkeypatch.setattr(_processor, "PROCESSORS", processors)
         assert machine.instruction_sets() == sets
         assert machine.processor() == "Abacus 3000"
 
@@ -250,6 +263,8 @@ class TestCheck:
         exact = torch.randn(1000, dtype=torch.float64)
         assert accuracy.deviation(exact.to(dtype), exact).ok
         assert not accuracy.deviation((exact * 1.01).to(dtype), exact).ok
+        assert accuracy.deviation(exact.to(dtype), exact, roundings=2).ok
+        assert not accuracy.deviation((exact * 1.01).to(dtype), exact, roundings=2).ok
         broken = exact.to(dtype)
         broken[3] = torch.nan
         assert not accuracy.deviation(broken, exact).ok
@@ -351,6 +366,22 @@ MATRICES = {
 }
 
 
+def siva_update(at: Point, s: torch.Tensor) -> torch.Tensor:
+    U, V = (basis.double() for basis in adapted.siva_bases(at))
+    return torch.einsum("ik,k,jk->ij", U, s, V)
+
+
+#: The same of the updates of the frozen layer.
+UPDATES = {
+    "adapted-circulant": first_column,
+    "adapted-bfloat16": first_column,
+    "adapted-siva": siva_update,
+    "adapted-toeplitz": lambda at, t: oracle.toeplitz(t, at.in_features),
+    "adapted-kronecker": lambda at, a, b: oracle.kronecker(a, b),
+    "adapted-toeplitz-like": lambda at, left, right: oracle.ldr(left, right, False),
+}
+
+
 AT_SMALL_POINTS = [
     pytest.param(case, one, dtype, id=f"{case.name}-{one.in_features}-{one.out_features}-{records.name_of(dtype)}")
     for case in cases.CASES
@@ -365,7 +396,7 @@ class TestRivals:
         made = workload(case, at, dtype, pytest.skip)
         found = measure.deviations(made)
         assert {name for name, deviation in found.items() if not deviation.ok} == set()
-        other_maps = {circulant.LORA, circulant.CLONE, toeplitz.CIRCULANT}
+        other_maps = {circulant.LORA, circulant.CLONE, toeplitz.CIRCULANT, adapted.FROZEN, adapted.PEFT_LORA}
         assert set(found) == {one.name for one in made.contenders} - other_maps
         assert OURS in found
         assert len(found) >= 2
@@ -375,7 +406,8 @@ class TestRivals:
         assert [[t.dtype for t in result] for result in results] == [[dtype] * count] * len(found)
 
     @pytest.mark.parametrize(
-        ("case", "at", "dtype"), [one for one in AT_SMALL_POINTS if one.values[2] == torch.float32]
+        ("case", "at", "dtype"),
+        [one for one in AT_SMALL_POINTS if one.values[0].name in MATRICES and one.values[2] == torch.float32],
     )
     def test_the_exact_answer_is_that_of_the_matrix(self, case: Case, at: Point, dtype: torch.dtype) -> None:
         x, parameters, g = inputs(case, at, dtype)
@@ -385,6 +417,53 @@ class TestRivals:
         assert accuracy.error(exact[0], x.double() @ matrix.T if at.tokens else matrix) < 1e-13
         if g is not None:
             assert accuracy.error(exact[1], g.double() @ matrix) < 1e-13
+
+    @pytest.mark.parametrize("case", adapted.CASES, ids=lambda case: case.name)
+    def test_the_exact_answer_of_an_adapted_layer_is_the_frozen_one_and_the_update(self, case: Case) -> None:
+        product = case.exact(SMALL)
+        x, parameters, _ = inputs(case, SMALL, torch.float64)
+        load = adapted.frozen_encoder if case is adapted.BERT else adapted.frozen_layer
+        frozen = load(SMALL, torch.float64)(x)
+        assert (
+            accuracy.error(product(x, *(torch.nn.Parameter(torch.zeros_like(p)) for p in parameters)), frozen) < 1e-13
+        )
+        found = product(x, *map(torch.nn.Parameter, parameters))
+        assert accuracy.error(found, frozen) > 0.01
+        if case is not adapted.BERT:
+            assert accuracy.error(found - frozen, x @ UPDATES[case.name](SMALL, *parameters).T) < 1e-13
+
+    @pytest.mark.parametrize("case", adapted.CASES, ids=lambda case: case.name)
+    def test_every_call_of_an_adapted_layer_has_other_parameters(self, case: Case) -> None:
+        for contender in workload(case, SMALL, case.dtypes[0], pytest.skip).contenders:
+            first, second, third = (contender.call()[0].double() for _ in range(3))
+            if contender.name != adapted.FROZEN:
+                assert accuracy.error(second, first) > 1e-4
+            assert accuracy.error(third, first) < (1e-2 if case.dtypes[0] == torch.bfloat16 else 1e-5)
+
+    def test_steps_change_parameters_every_time_and_leave_them_near_their_start(self) -> None:
+        start, gradient = torch.randn(50), torch.randn(50)
+        parameter = start.clone()
+        step = Steps((parameter,))
+        for index in range(1000):
+            before = parameter.clone()
+            step((gradient,))
+            downhill = torch.dot(parameter - before, gradient) < 0
+            assert downhill == (index % 2 == 0)
+            assert accuracy.error(parameter, before.double()) == pytest.approx(0.02, rel=0.05)
+        assert accuracy.error(parameter, start.double()) < 1e-5
+
+    def test_what_cannot_be_loaded_of_ours_is_no_measurement_but_a_note(self, monkeypatch, capsys) -> None:
+        def load(at: Point, dtype: torch.dtype):
+            raise Unavailable("no BERT layers here")
+
+        broken = dataclasses.replace(adapted.BERT, contenders=(Method(OURS, load), *adapted.BERT.contenders[1:]))
+        with pytest.raises(Unavailable):
+            workload(broken, SMALL, torch.float32, pytest.fail)
+        monkeypatch.setattr(cases, "CASES", (dataclasses.replace(broken, quick=(SMALL,)),))
+        assert main(["bench", "--quick", "--only", "adapted-bert"]) == 0
+        out = capsys.readouterr().out
+        assert "note: no BERT layers here" in out
+        assert adapted.FROZEN not in out
 
     def test_without_peft_the_reason_is_noted(self, monkeypatch) -> None:
         circulant._peft_c3a.cache_clear()
@@ -516,6 +595,13 @@ class TestBench:
             pytest.skip("this system does not tell the peak of a part of a process")
         assert found > 4  # of 4 MB each: the whole matrix, or two spectra
 
+    def test_our_adapted_layer_keeps_nothing_for_the_backward(self) -> None:
+        (case,) = (one for one in adapted.MEMORY_CASES if one.kept)
+        at = Point(24, 24, 100)
+        ours, rival = (memory._measure_here(case.case, one, at, torch.float32, kept=True) for one in case.methods)
+        assert ours == 0
+        assert rival == 100 * adapted.siva_structure(at).k * 4 / memory.MEGABYTE  # x V
+
     def test_a_failing_memory_process_is_a_clear_error(self) -> None:
         with pytest.raises(usage.UsageError, match="memory: the measuring process failed"):
             memory.extra_megabytes(cases.MEMORY_CASES[0], "nothing", SMALL, torch.float32, 1)
@@ -549,6 +635,19 @@ class TestBench:
             for method, values in zip((OURS, TORCH_FFT), megabytes, strict=True)
             for at, value in zip(case.points, values, strict=False)
         ]
+
+    def test_a_claim_about_a_number_of_tokens_leaves_the_others_out(self) -> None:
+        case = dataclasses.replace(adapted.CASES[0], claims=(Claim(adapted.FROZEN, 0.9, 0.9, tokens=2048),))
+        fine = {OURS: accuracy.Deviation(0.0, 1.0)}
+        found = [
+            records.Record(
+                case, at, torch.float32, 2, measure.Measurement(OURS, fine, {OURS: [1.0], adapted.FROZEN: [ratio]})
+            )
+            for at, ratio in zip(case.points, (0.95, 0.1), strict=True)
+        ]
+        (verdict,) = records.verdicts(found, [])
+        assert (verdict.reached, verdict.worst, verdict.sizes) == (True, 0.95, "1 of 1")
+        assert verdict.title == "frozen layer + circulant, training step, float32, 2048 tokens"
 
     def test_a_claim_about_square_sizes_leaves_the_others_out(self) -> None:
         case = next(case for case in cases.CASES if case.name == "toeplitz-training")
@@ -586,3 +685,96 @@ class TestBench:
     )
     def test_durations_have_three_digits(self, seconds: float, text: str) -> None:
         assert records.duration(seconds) == text
+
+
+class TestTune:
+    @pytest.fixture(autouse=True)
+    def few_families(self, monkeypatch, tmp_path: Path):
+        """Two families of small sizes, measured in no time, and a cache of the test's own."""
+        few = {name: calibration.FAMILIES[name] for name in ("Circulant", "Structure")}
+        hasty = calibration.Effort(samples=1, seconds=0.0, sample_seconds=0.0)
+        for module, names in {
+            tune: {"FAMILIES": few, "SIZES": (12, 48), "FULL": hasty, "QUICK": hasty},
+            calibration: {"FAMILIES": few, "SIZES": (12, 48), "TOKENS": (2, 8)},
+        }.items():
+            for name, value in names.items():
+                monkeypatch.setattr(module, name, value)
+        monkeypatch.setenv("SURM_KERNELS_CACHE", str(tmp_path / "new" / "cache"))
+        monkeypatch.setenv("COLUMNS", "300")
+        cost_model.forget()
+        yield
+        cost_model.forget()
+
+    @staticmethod
+    def file(threads: int) -> Path:
+        return cost_constants.user_file(cost_constants.Place.here(threads))
+
+    def test_what_it_measures_is_kept_and_in_use_until_it_is_reset(self, capsys) -> None:
+        threads = torch.get_num_threads()
+        shipped = cost_constants.table_in_use(threads)
+        assert main(["tune"]) == 0
+        assert torch.get_num_threads() == threads
+        measured = cost_constants.table_in_use(threads)
+        assert measured.place == cost_constants.Place.here(threads)
+        assert list(measured.families) == ["Circulant", "Structure"]
+        assert [list(at) for types in measured.families.values() for at in types.values()] == [[12, 48]] * 4
+        assert list(self.file(threads).parent.iterdir()) == [self.file(threads)]
+        assert f"wrote {self.file(threads)}" in capsys.readouterr().out
+
+        assert main(["tune", "--reset"]) == 0
+        assert f"removed {self.file(threads)}" in capsys.readouterr().out
+        assert not self.file(threads).exists()
+        assert cost_constants.table_in_use(threads) == shipped
+        assert main(["tune", "--reset"]) == 0
+        assert f"there is no {self.file(threads)}" in capsys.readouterr().out
+
+    def test_every_number_of_threads_has_constants_of_its_own(self) -> None:
+        assert main(["tune", "--quick", "--threads", "1", "2"]) == 0
+        tables = [cost_constants.table_in_use(threads) for threads in (1, 2)]
+        assert [table.place.threads for table in tables] == [1, 2]
+        assert self.file(1) != self.file(2)
+
+    def test_a_file_of_its_own_has_what_the_package_ships(self, monkeypatch, tmp_path: Path) -> None:
+        file = tmp_path / "costs.json"
+        assert main(["tune", "--threads", "1", "3", "--output", str(file)]) == 0
+        assert not self.file(1).exists()
+        monkeypatch.setattr(cost_constants, "SHIPPED", file)
+        cost_model.forget()
+        assert [cost_constants.table_in_use(threads).place.threads for threads in (1, 2, 3)] == [1, 3, 3]
+
+    def test_it_shows_what_is_in_use_without_measuring(self, monkeypatch, capsys) -> None:
+        monkeypatch.setattr(calibration, "measure", lambda *arguments: pytest.fail("nothing is to be measured"))
+        assert main(["tune", "--show", "--threads", "2"]) == 0
+        out = capsys.readouterr().out
+        place = cost_constants.table_in_use(2).place
+        assert f"measured on {place.processor}, {usage.threads_text(place.threads)}, {place.instruction_set}" in out
+        for name, make in calibration.FAMILIES.items():
+            (line,) = (line for line in out.splitlines() if line.split()[:1] == [name])
+            found = [
+                cost_model.break_even(make(size), getattr(torch, dtype), threads=2)
+                for dtype in cost_constants.MEASURED_TYPES
+                for size in tune.SIZES
+            ]
+            assert line.split()[1:] == [f"{tokens:.0f}" for tokens in found]
+
+    def test_an_interruption_leaves_no_file(self, monkeypatch) -> None:
+        def interrupt(*arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(calibration, "costs", interrupt)
+        assert main(["tune"]) == 130
+        assert not list(self.file(1).parent.iterdir())
+
+    def test_a_cache_that_cannot_be_made_is_refused_before_the_work(self, monkeypatch, tmp_path: Path, capsys) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("SURM_KERNELS_CACHE", str(tmp_path / "file" / "cache"))
+        monkeypatch.setattr(calibration, "measure", lambda *arguments: pytest.fail("nothing is to be measured"))
+        assert main(["tune"]) == 2
+        assert "surm-kernels tune: the cache " in capsys.readouterr().err
+
+    def test_info_says_which_constants_choose(self, capsys) -> None:
+        main(["info"])
+        assert "those of the package" in capsys.readouterr().out
+        main(["tune"])
+        main(["info"])
+        assert str(self.file(torch.get_num_threads())) in capsys.readouterr().out

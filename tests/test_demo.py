@@ -8,13 +8,16 @@ import csv
 import io
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from surm_kernels import siva
 from surm_kernels.command import demo
 from surm_kernels.command.demo import data, models, requirements, training, worker
+from surm_kernels.nn import AdaptedLinear
 
 FILMS = [f"film {number}" for number in range(40)]
 WORDS = {"good": 2, "bad": 3, "film": 4, "plot": 5, "actor": 6}
@@ -104,32 +107,62 @@ class TestData:
         assert batch.labels.tolist() == [0, 1]
 
 
-class TestCirculantUpdate:
-    def test_training_starts_at_the_frozen_layer_and_can_move(self) -> None:
+class TestUpdates:
+    @pytest.mark.parametrize("update", [models.surm_update, models.siva_update])
+    def test_training_starts_at_the_frozen_layer_and_can_move(self, update: Callable) -> None:
         torch.manual_seed(0)
         linear = torch.nn.Linear(12, 12)
-        update = models.CirculantUpdate(linear)
         x = torch.randn(2, 5, 12)
-        out = update(x)
-        assert torch.equal(out, linear(x))
+        before = linear(x).detach()
+        layer = update(linear)
+        out = layer(x)
+        torch.testing.assert_close(out, before)
         out.square().sum().backward()
-        assert update.r1.grad is not None and update.r1.grad.abs().min() > 0
+        first = next(parameter for parameter in layer.parameters() if parameter.requires_grad)
+        assert first.grad is not None and first.grad.abs().min() > 0
         assert linear.weight.grad is None and linear.bias.grad is None
-        assert [name for name, parameter in update.named_parameters() if parameter.requires_grad] == ["r1", "r2"]
 
-    def test_it_adds_the_circulant_of_the_elementwise_product(self) -> None:
+    def test_surm_adds_the_circulant_of_the_elementwise_product(self) -> None:
         torch.manual_seed(0)
         linear = torch.nn.Linear(7, 7)
-        update = models.CirculantUpdate(linear)
+        update = models.surm_update(linear)
         torch.nn.init.normal_(update.r1)
         x = torch.randn(3, 7)
         index = (torch.arange(7)[:, None] - torch.arange(7)) % 7
         expected = x @ (linear.weight + (update.r1 * update.r2)[index]).T + linear.bias
         torch.testing.assert_close(update(x), expected)
 
-    def test_a_weight_that_is_not_square_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="4 x 6"):
-            models.CirculantUpdate(torch.nn.Linear(6, 4))
+    def test_surm_starts_from_the_values_that_the_seed_gives(self) -> None:
+        torch.manual_seed(0)
+        expected = torch.randn(384) * 0.02
+        linear = torch.nn.Linear(384, 384)
+        torch.manual_seed(0)
+        assert torch.equal(models.surm_update(linear).r2, expected)
+
+    def test_siva_moves_the_smallest_singular_values_beyond_the_share(self) -> None:
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(24, 24, dtype=torch.float64)
+        values = torch.linalg.svdvals(linear.weight)
+        share = values.square().cumsum(0) / values.square().sum()
+        kept = int((share < models.SIVA_SHARE).sum()) + 1
+        update = models.siva_update(linear)
+        assert update.s.numel() == 24 - kept
+        update.s.data.copy_(-values[kept:])
+        left = torch.linalg.svdvals(update.merged_weight())
+        torch.testing.assert_close(left[:kept], values[:kept])
+        assert left[kept:].max() < 1e-12
+
+    @pytest.mark.parametrize("update", [models.surm_update, models.siva_update])
+    def test_only_the_named_layers_are_wrapped_and_all_else_is_frozen(self, update: Callable) -> None:
+        encoder = torch.nn.ModuleDict({name: torch.nn.Linear(6, 6) for name in ("query", "key", "value")})
+        models.add_updates(encoder, update)
+        assert [type(encoder[name]) for name in ("query", "key", "value")] == [
+            AdaptedLinear,
+            torch.nn.Linear,
+            AdaptedLinear,
+        ]
+        trained = {name.rsplit(".", 1)[0] for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+        assert trained == {"query", "value"}
 
 
 class TestMissing:
@@ -155,7 +188,7 @@ class TestMissing:
         monkeypatch.setattr(Path, "is_file", lambda _: True)
         monkeypatch.setattr(requirements, "package_folder", Path)
         hide |= {"peft"}
-        requirements.check_requirements(["probe", "surm"])
+        requirements.check_requirements(["probe", "surm", "siva"])
         with pytest.raises(requirements.DemoError, match="missing packages: peft;"):
             requirements.check_requirements(["lora"])
 
@@ -179,7 +212,7 @@ class TestMissing:
 class TestArguments:
     def test_defaults(self) -> None:
         arguments = arguments_of()
-        assert arguments.methods == ["probe", "lora", "surm"]
+        assert arguments.methods == ["probe", "lora", "surm", "siva"]
         assert arguments.output == Path("demo_results")
 
     @pytest.mark.parametrize(
@@ -232,16 +265,23 @@ class TestReport:
         assert not (tmp_path / "results").exists()
 
     def test_publish(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        results = [made_result("probe", 0.75, 0), made_result("lora", 0.81, 73728), made_result("surm", 0.8)]
+        results = [
+            made_result("probe", 0.75, 0),
+            made_result("lora", 0.81, 73728),
+            made_result("surm", 0.8),
+            made_result("siva", 0.79, 2304),
+        ]
         demo.publish(results, arguments_of("--output", str(tmp_path), "--seed", "3"), 12.0)
         printed = capsys.readouterr().out
         assert "SURM against the probe: +5.0 points" in printed
         assert "SURM against LoRA: -1.0 points with 1/8 of the adapter parameters" in printed
+        assert "SiVA against the probe: +4.0 points" in printed
+        assert "SiVA against LoRA: -2.0 points with 1/32 of the adapter parameters" in printed
         assert "73,728" in printed
         document = json.loads((tmp_path / "results.json").read_text())
         assert document["arguments"]["seed"] == 3
         assert document["versions"]["torch"] == torch.__version__
-        assert [run["method"] for run in document["runs"]] == ["probe", "lora", "surm"]
+        assert [run["method"] for run in document["runs"]] == ["probe", "lora", "surm", "siva"]
         assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["learning_curves.png", "results.json"]
 
@@ -284,7 +324,7 @@ class TestTraining:
         with pytest.raises(FloatingPointError, match="step 1 is nan"):
             next(steps)
 
-    @pytest.mark.parametrize("method", ["probe", "lora", "surm"])
+    @pytest.mark.parametrize("method", ["probe", "lora", "surm", "siva"])
     def test_a_tiny_encoder_learns(self, method: str) -> None:
         transformers = pytest.importorskip("transformers")
         if method == "lora":
@@ -310,11 +350,18 @@ class TestTraining:
         assert len(result.losses) == 8 * 3 == events[-1].step
         assert result.accuracies[-1] == (24, result.test_accuracy)
         assert sum(result.losses[-3:]) < sum(result.losses[:3])
-        assert result.adapter_parameters == {"probe": 0, "lora": 2 * 2 * 16 * 8 * 2, "surm": 2 * 2 * 16 * 2}[method]
+        adapted = [
+            before[f"encoder.layer.{layer}.attention.self.{name}.weight"]
+            for layer in (0, 1)
+            for name in models.ADAPTED_LAYERS
+        ]
+        smallest = sum(siva.count(torch.linalg.svdvals(weight.double()), models.SIVA_SHARE) for weight in adapted)
+        counts = {"probe": 0, "lora": 2 * 2 * 16 * 8 * 2, "surm": 2 * 2 * 16 * 2, "siva": smallest}
+        assert result.adapter_parameters == counts[method]
         assert result.head_parameters == 34
         assert (result.head_step_milliseconds is None) == (method != "probe")
         after = {
-            name.replace("base_layer.", "").replace("linear.", ""): tensor
+            name.replace("base_layer.", "").replace(".base.", "."): tensor
             for name, tensor in encoder.state_dict().items()
         }
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

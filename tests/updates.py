@@ -4,6 +4,8 @@ Independent of the operators in question: a float64 matrix is the structure's `d
 against the index formulas.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -95,6 +97,23 @@ def matrix(structure: Structure, parameters: tuple[Tensor, ...], stored: torch.d
     if isinstance(structure, Hydra):  # its drawn values are rounded as the pool is stored
         return structure._grid.dense(*structure._slots(parameters[0].double(), stored))
     return structure.dense(*(parameter.double() for parameter in parameters))
+
+
+def gradient_rounding_factor(structure: Structure) -> float:
+    """Of a parameter's gradient in 16 bits: 1.05 for one rounding, and times the root of 2 or 3 for as many."""
+    if isinstance(structure, (LowRank, Siva)):
+        return 1.8  # two products by the platform, and one after them
+    if isinstance(structure, CirculantProduct) or (isinstance(structure, Hydra) and structure._grid.is_linear):
+        return 1.5  # the circulant's gradient before the factor, the slots' before the sum
+    return oracle.ROUNDING_FACTOR
+
+
+def draws(structure: Structure) -> int:
+    """How often to draw so that several roundings of 16 bits add as they do on average, to a few per cent."""
+    if gradient_rounding_factor(structure) == oracle.ROUNDING_FACTOR:
+        return 4
+    shapes = structure.parameter_shapes()
+    return -(-4096 // min(math.prod(shape) for name, shape in shapes.items() if name not in structure.constants))
 
 
 def rounding_factor(structure: Structure) -> float:

@@ -39,11 +39,14 @@ def error(got: Tensor, exact: Tensor) -> float:
     return distance / size if size else (0.0 if distance == 0 else math.inf)
 
 
-def deviation(got: Tensor, exact: Tensor) -> Deviation:
-    """The error of a result, with the limit for its type; `exact` is float64."""
+def deviation(got: Tensor, exact: Tensor, roundings: int = 1) -> Deviation:
+    """The error of a result, with the limit for its type; `exact` is float64.
+
+    The kernels compute inside float32 and round a 16-bit result once; what is made of two products has two roundings.
+    """
     limit = LIMITS.get(got.dtype)
-    if limit is None:  # the kernels compute inside float32, then round once
-        limit = ROUNDING_FACTOR * error(exact.to(got.dtype), exact) + FLOAT32_LIMIT
+    if limit is None:
+        limit = roundings * ROUNDING_FACTOR * error(exact.to(got.dtype), exact) + FLOAT32_LIMIT
     return Deviation(error(got, exact), limit)
 
 

@@ -65,7 +65,7 @@ FAMILIES: dict[str, Callable[[int], Structure]] = {
             "ToeplitzProduct",
         )
     },
-    "BlockCirculant": lambda n: structures.BlockCirculant(n, n, n // 6),
+    "BlockCirculant": lambda n: structures.BlockCirculant(n, n, n // 4),
     **{name: _square(name, RANK) for name in ("ToeplitzLike", "HankelLike", "VandermondeLike", "CauchyLike")},
     "LowRank": _square("LowRank", 8),
     "Siva": lambda n: structures.Siva(n, n, n // 2),
@@ -83,20 +83,20 @@ class Effort:
     sample_seconds: float = 3e-4  # shorter calls are repeated within a sample
 
 
-FULL = Effort(samples=9, seconds=0.05)
+FULL = Effort(samples=9, seconds=0.03)
 QUICK = Effort(samples=3, seconds=0.02)
-LONGEST = 1e-2  # seconds of a call beyond which no larger number of tokens is tried
+LONGEST = 1e-2  # seconds of a call that counts as long
 
 Families = dict[str, dict[str, dict[int, Costs]]]
 
 
-def measure(effort: Effort, advance: Callable[[str], object], sizes: Sequence[int] = SIZES) -> Families:
+def measure(effort: Effort, advance: Callable[[str], object]) -> Families:
     """The constants of every family, type and size; `advance` hears of each family before it is measured."""
     families: Families = {}
     for name, make in FAMILIES.items():
         advance(name)
         families[name] = {
-            dtype: {size: costs(make(size), getattr(torch, dtype), effort) for size in sizes}
+            dtype: {size: costs(make(size), getattr(torch, dtype), effort) for size in SIZES}
             for dtype in MEASURED_TYPES
         }
     return families
@@ -117,7 +117,7 @@ def costs(structure: Structure, dtype: torch.dtype, effort: Effort) -> Costs:
         lambda x, g: structure.gradients(g, x, *parameters, input_gradient=False),
     )
     times = _times(passes, structure, dtype, effort)
-    merge = seconds(lambda: structure.merge(weight, *parameters, out=merged), effort)
+    (merge,) = seconds([lambda: structure.merge(weight, *parameters, out=merged)], effort)
     tokens = TOKENS[: len(times[0])]
     fits = [fit(tokens, of_pass) for of_pass in times]
     columns = [number for call, a_token in fits for number in (call, a_token / structure.token_work())]
@@ -127,25 +127,32 @@ def costs(structure: Structure, dtype: torch.dtype, effort: Effort) -> Costs:
 def _times(
     passes: Sequence[Callable[[Tensor, Tensor], object]], structure: Structure, dtype: torch.dtype, effort: Effort
 ) -> list[list[float]]:
-    """The seconds of each pass, for at least two numbers of tokens and as many more as are quickly done."""
+    """The seconds of each pass, for all TOKENS but the last where that takes long."""
     times: list[list[float]] = [[] for _ in passes]
     for tokens in TOKENS:
-        if len(times[0]) > 1 and max(of_pass[-1] for of_pass in times) > LONGEST:
+        if tokens == TOKENS[-1] and max(of_pass[-1] for of_pass in times) > LONGEST:
             break
         x = torch.randn(tokens, structure.in_features).to(dtype)
         g = torch.randn(tokens, structure.out_features).to(dtype)
-        for one, of_pass in zip(passes, times, strict=True):
-            of_pass.append(seconds(partial(one, x, g), effort))
+        found = seconds([partial(one, x, g) for one in passes], effort)
+        for of_pass, number in zip(times, found, strict=True):
+            of_pass.append(number)
     return times
 
 
-def seconds(call: Callable[[], object], effort: Effort) -> float:
-    """The median time of a call, after two that do not count, or one where that is long."""
-    first = wall_clock(call, 1)
-    once = wall_clock(call, 1) if first < LONGEST else first
-    calls = max(1, math.ceil(effort.sample_seconds / once))
-    samples = min(effort.samples, max(1, int(effort.seconds / (calls * once))))
-    return statistics.median(wall_clock(call, calls) for _ in range(samples))
+def seconds(calls: Sequence[Callable[[], object]], effort: Effort) -> list[float]:
+    """The median time of each call, in turns, after two that do not count, or one where that is long."""
+    numbers = []
+    for call in calls:
+        first = wall_clock(call, 1)
+        once = wall_clock(call, 1) if first < LONGEST else first
+        numbers.append((max(1, math.ceil(effort.sample_seconds / once)), once))
+    turn = sum(number * once for number, once in numbers)
+    samples = min(effort.samples, max(1, int(len(calls) * effort.seconds / turn)))
+    turns = [
+        [wall_clock(call, number) for call, (number, _) in zip(calls, numbers, strict=True)] for _ in range(samples)
+    ]
+    return [statistics.median(of_call) for of_call in zip(*turns, strict=True)]
 
 
 def fit(tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:

@@ -7,8 +7,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from surm_kernels import _environment, _extension
+from surm_kernels import _environment, _extension, cost_constants
 from surm_kernels.command import machine
+from surm_kernels.command.usage import threads_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,7 @@ def _facts() -> list[tuple[str, str]]:
         ("CUDA kernels", _kernels("CUDA")),
         ("CUDA build", _cuda_build()),
         ("GPU", _gpu()),
+        ("strategies", _strategies()),
     ]
 
 
@@ -78,6 +80,15 @@ def _gpu() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return f"none: torch {torch.__version__} is built without GPU support"
     return "none: torch sees no GPU"
+
+
+def _strategies() -> str:
+    """Which constants choose the strategy of adapted layers."""
+    threads = torch.get_num_threads()
+    place, here = cost_constants.table_in_use(threads).place, cost_constants.Place.here(threads)
+    measured = f"by constants measured with {threads_text(place.threads)} on {place.processor}, {place.instruction_set}"
+    file = cost_constants.user_file(here)
+    return f"{measured}: {file}" if place == here and file.exists() else f"{measured}, those of the package"
 
 
 def _environment_variables() -> list[tuple[str, str]]:

@@ -14,9 +14,8 @@ from rich.table import Table as Grid
 
 from surm_kernels import cost_constants, cost_model
 from surm_kernels.command import calibration
-from surm_kernels.command.bench.records import threads_text
 from surm_kernels.command.calibration import FAMILIES, FULL, QUICK, SIZES, Effort
-from surm_kernels.command.usage import check_writable, positive_integer
+from surm_kernels.command.usage import UsageError, check_writable, positive_integer, threads_text
 from surm_kernels.cost_constants import MEASURED_TYPES, Place, Table
 from surm_kernels.cost_model import break_even_at
 from surm_kernels.structures import Structure
@@ -52,13 +51,26 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.reset:
             _reset(console, threads)
         for number in threads:
-            console.print(_summary(cost_constants.table_in_use(number), number))
+            _show(console, cost_constants.table_in_use(number), number)
         return 0
+    if arguments.output is None:
+        _check_cache(threads)
     tables = [_measured(console, number, QUICK if arguments.quick else FULL) for number in threads]
     for table in tables:
-        console.print(_summary(table, table.place.threads))
+        _show(console, table, table.place.threads)
     _keep(console, tables, arguments.output)
     return 0
+
+
+def _check_cache(threads: list[int]) -> None:
+    """Refuses a cache that could not be written in the end, before the work is done."""
+    for number in threads:
+        file = cost_constants.user_file(Place.here(number))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"the cache {file.parent} cannot be made: {error.strerror}") from None
+        check_writable("the cache", file)
 
 
 def _measured(console: Console, threads: int, effort: Effort) -> Table:
@@ -116,22 +128,21 @@ def _progress(console: Console, threads: int) -> Iterator[Callable[[str], None]]
         yield advance
 
 
-def _summary(table: Table, threads: int) -> Grid:
+def _show(console: Console, table: Table, threads: int) -> None:
     """What constants lead to: the tokens from which on a training step is faster merged."""
     place = table.place
-    grid = Grid(
-        title=f"tokens from which on a training step is faster merged, {threads_text(threads)}\n"
+    for line in (
+        f"tokens from which on a training step is faster merged, {threads_text(threads)}",
         f"measured on {place.processor}, {threads_text(place.threads)}, {place.instruction_set}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    grid.add_column("structure")
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    grid = Grid("structure", box=box.SIMPLE_HEAD)
     for dtype in MEASURED_TYPES:
         for size in SIZES:
             grid.add_column(f"{dtype}\n{size}", justify="right")
     for name, make in FAMILIES.items():
         grid.add_row(name, *(_tokens(table, make(n), dtype) for dtype in MEASURED_TYPES for n in SIZES))
-    return grid
+    console.print(grid)
 
 
 def _tokens(table: Table, structure: Structure, dtype: str) -> str:

@@ -1,4 +1,4 @@
-"""What the subcommands share in talking to their user: refusals and argument types."""
+"""What the subcommands share in talking to their user: refusals, argument types and words."""
 
 import argparse
 import os
@@ -19,6 +19,11 @@ def positive_integer(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
+
+
+def threads_text(threads: int) -> str:
+    """So many threads, in words."""
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def select(option: str, asked: Iterable[str] | None, names: Iterable[str]) -> list[str]:

@@ -177,6 +177,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
+        _checks.require_floating("x", x)
         parameters: Sequence[Tensor] = self.structured_parameters()
         if not self._is_fusable(x):
             return self._unfused(x, parameters)
@@ -434,7 +435,6 @@ def _place(base: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """The type the base computes in."""
-    _checks.require_floating("x", x)
     _checks.require_same_device(x, "base.weight", weight)
     dtype = _checks.common_dtype(x, weight)
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):

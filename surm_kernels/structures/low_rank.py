@@ -42,6 +42,18 @@ class LowRank(Structure):
         return functional.low_rank_linear(x, *parameters, base=base, scale=scale)
 
     @torch.no_grad()
+    def gradients(
+        self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of `scale * <g, x @ W.T>`, of which A's and x's share a product; see `Structure.gradients`."""
+        A, B = (parameter.to(x.dtype) for parameter in parameters)
+        rows, cotangents = x.reshape(-1, self.in_features), g.reshape(-1, self.out_features)
+        right, left = rows @ A.mT, cotangents @ B
+        x_gradient = _scaled(left, A, scale).view(x.shape) if input_gradient else None
+        found = _scaled(left.mT, rows, scale), _scaled(cotangents.mT, right, scale)
+        return x_gradient, *(t.to(parameter.dtype) for t, parameter in zip(found, parameters, strict=True))
+
+    @torch.no_grad()
     def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
         """`weight + scale * B @ A`, in one matrix product where all types agree, see `Structure.merge`."""
         A, B = parameters
@@ -72,3 +84,8 @@ class LowRank(Structure):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}"
+
+
+def _scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """`scale * left @ right`, rounded once."""
+    return torch.addmm(left.new_zeros(1), left, right, beta=0, alpha=scale)

@@ -51,9 +51,9 @@ def points(*features: int) -> tuple[Point, ...]:
     return tuple(point(n) for n in features)
 
 
-def given(product: Product) -> Callable[[Point], Product]:
-    """The product is the same at every point."""
-    return lambda point: product
+def given(product: Product) -> Callable[..., Product]:
+    """The product is the same at every point and for every type."""
+    return lambda *where: product
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Method:
 
     Attributes:
         name: as tables show it.
-        load: gives the product at a point, tables of its size ready, or raises Unavailable.
+        load: gives the product at a point for tensors of a type, tables of its size ready, or raises Unavailable.
         parameters: what the product trains, from the parameters of our structure.
         comparable: what of (output, gradient of x, gradients of parameters) has to equal ours.
         through_float32: 16-bit tensors are converted to float32 and back, since the product does not take them.
@@ -71,7 +71,7 @@ class Method:
     """
 
     name: str
-    load: Callable[[Point], Product]
+    load: Callable[[Point, torch.dtype], Product]
     parameters: Callable[[Point, Parameters], Parameters] = lambda point, parameters: parameters
     comparable: Callable[[Results], Sequence[Tensor | None]] = compare_all
     through_float32: bool = False
@@ -80,7 +80,7 @@ class Method:
 
     def product(self, point: Point, dtype: torch.dtype) -> Product:
         """The product for tensors of a type."""
-        product = self.load(point)
+        product = self.load(point, dtype)
         if self.through_float32 and dtype in (torch.bfloat16, torch.float16):
             return lambda x, *parameters: product(x.float(), *(p.float() for p in parameters)).to(dtype)
         return product
@@ -92,17 +92,21 @@ class Method:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is wanted: our speed as a multiple of a rival's, in the median over sizes and at every size."""
+    """What is wanted: our speed as a multiple of a rival's, in the median over sizes and at every size.
+
+    `square_only` and `tokens` say at which sizes, all by default.
+    """
 
     rival: str
     median: float
     everywhere: float
     dtype: torch.dtype = torch.float32
     square_only: bool = False
+    tokens: int | None = None
 
     def about(self, point: Point) -> bool:
         """Whether the claim is made at this size."""
-        return point.square or not self.square_only
+        return (point.square or not self.square_only) and self.tokens in (None, point.tokens)
 
 
 def normal(shape: Shape, point: Point, generator: torch.Generator) -> Tensor:
@@ -124,6 +128,8 @@ class Case:
         gradients: forward and backward, to x and all parameters; else forward alone without recording.
         claims: what is wanted of the results.
         draw: values of a parameter.
+        updates: every call ends with a small step of its parameters, so that nothing made of them outlives it.
+        roundings: how often a 16-bit result is rounded where ours is as exact as it can be.
     """
 
     name: str
@@ -137,6 +143,8 @@ class Case:
     gradients: bool
     claims: tuple[Claim, ...] = ()
     draw: Callable[[Shape, Point, torch.Generator], Tensor] = normal
+    updates: bool = False
+    roundings: int = 1
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,7 @@ class MemoryCase:
         methods: those of its contenders that are measured, ours first.
         points: the sizes, each of `quick` among them.
         claim: what is wanted of the results.
+        kept: what the forward pass keeps for the backward counts, beyond the tensors it was given; else the peak.
     """
 
     name: str
@@ -165,7 +174,8 @@ class MemoryCase:
     points: tuple[Point, ...]
     quick: tuple[Point, ...]
     claim: MemoryClaim
+    kept: bool = False
 
     @property
     def title(self) -> str:
-        return f"memory of {self.case.title}"
+        return f"{'memory kept for the backward' if self.kept else 'memory'} of {self.case.title}"

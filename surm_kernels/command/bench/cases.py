@@ -4,7 +4,7 @@ A case added to CASES is measured, checked, reported and held to its claims with
 """
 
 from surm_kernels.command.bench.case import Case, MemoryCase
-from surm_kernels.command.bench.families import circulant, displacement, generated, hydra, kronecker, toeplitz
+from surm_kernels.command.bench.families import adapted, circulant, displacement, generated, hydra, kronecker, toeplitz
 
 CASES: tuple[Case, ...] = (
     *circulant.CASES,
@@ -13,10 +13,12 @@ CASES: tuple[Case, ...] = (
     *kronecker.CASES,
     *generated.CASES,
     *hydra.CASES,
+    *adapted.CASES,
 )
 
 MEMORY_CASES: tuple[MemoryCase, ...] = (
     *circulant.MEMORY_CASES,
     *displacement.MEMORY_CASES,
     *generated.MEMORY_CASES,
+    *adapted.MEMORY_CASES,
 )

@@ -43,11 +43,15 @@ class Contender:
 
 @dataclass(frozen=True)
 class Workload:
-    """The contenders on one input, ours first, the exact results in float64, and whether gradients are recorded."""
+    """The contenders on one input, ours first, the exact results in float64, and whether gradients are recorded.
+
+    Our 16-bit results may be rounded `roundings` times.
+    """
 
     contenders: tuple[Contender, ...]
     exact: Callable[[], Results]
     gradients: bool
+    roundings: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,16 +141,18 @@ def deviations(workload: Workload) -> dict[str, Deviation]:
         exact = workload.exact()
         for index, contender in enumerate(workload.contenders):
             pairs = zip(contender.comparable(contender.call()), exact, strict=False)
-            compared = [_deviation(got, wanted, is_ours=index == 0) for got, wanted in pairs if got is not None]
+            roundings = workload.roundings if index == 0 else None
+            compared = [_deviation(got, wanted, roundings) for got, wanted in pairs if got is not None]
             if compared:
                 found[contender.name] = accuracy.worst(compared)
     return found
 
 
-def _deviation(got: Tensor, exact: Tensor, is_ours: bool) -> Deviation:
-    if is_ours:
-        return accuracy.deviation(got, exact)
-    return Deviation(accuracy.error(got, exact), RIVAL_LIMITS[got.dtype])
+def _deviation(got: Tensor, exact: Tensor, roundings: int | None) -> Deviation:
+    """That of a result of ours, rounded so many times, or of a rival's."""
+    if roundings is None:
+        return Deviation(accuracy.error(got, exact), RIVAL_LIMITS[got.dtype])
+    return accuracy.deviation(got, exact, roundings)
 
 
 def _samples(contenders: Sequence[Contender], effort: Effort, clock: Clock) -> dict[str, list[float]]:

@@ -3,19 +3,22 @@
 What lasts counts as well: tables and scratch memory that a first call sets up are part of the growth, since only a
 call of another size went before. Not so the working memory of the BLAS library, which plain products set up before.
 Large allocations go back to the system at once (see ENVIRONMENT), so that memory freed earlier cannot hide a later use.
+A case may ask instead for what the forward pass keeps for the backward, beyond the tensors that were there before.
 `python -m surm_kernels.command.bench.memory CASE METHOD IN_FEATURES OUT_FEATURES TOKENS DTYPE THREADS` prints
 megabytes.
 """
 
+import gc
 import os
 import subprocess
 import sys
 
 import torch
+from torch import Tensor
 
-from surm_kernels.command.bench.case import Case, MemoryCase, Method, Point
+from surm_kernels.command.bench.case import Case, MemoryCase, Method, Parameters, Point
 from surm_kernels.command.bench.cases import MEMORY_CASES
-from surm_kernels.command.bench.workload import inputs, method_call
+from surm_kernels.command.bench.workload import inputs, leaves, method_call
 from surm_kernels.command.peak_memory import PeakMemory
 from surm_kernels.command.usage import UsageError
 
@@ -38,10 +41,12 @@ def extra_megabytes(case: MemoryCase, method: str, point: Point, dtype: torch.dt
     return None if answer == "unknown" else float(answer)
 
 
-def _measure_here(case: Case, method: Method, point: Point, dtype: torch.dtype) -> float | None:
+def _measure_here(case: Case, method: Method, point: Point, dtype: torch.dtype, kept: bool) -> float | None:
     method_call(method, TINY, *inputs(case, TINY, dtype))()
     x, parameters, g = inputs(case, point, dtype)
-    call = method_call(method, point, x, parameters, g)
+    if kept:
+        return _kept(method, point, x, parameters) / MEGABYTE
+    call = method_call(method, point, x, parameters, g, case.updates)
     x.mul(2)  # starts the threads
     for _ in range(2):  # BLAS keeps working memory of its own, which is nobody's merit
         x[:, :BLAS].mT @ x[:, :BLAS] @ x[:, :BLAS].mT
@@ -50,8 +55,26 @@ def _measure_here(case: Case, method: Method, point: Point, dtype: torch.dtype) 
     growth = memory.growth()
     if growth is None:
         return None
-    kept = sum(t.numel() * t.element_size() for t in results) / MEGABYTE
-    return max(0.0, growth - kept)
+    results_size = sum(t.numel() * t.element_size() for t in results) / MEGABYTE
+    return max(0.0, growth - results_size)
+
+
+def _kept(method: Method, point: Point, x: Tensor, parameters: Parameters) -> int:
+    """Bytes of the tensors that the forward saves for the backward and that were not there before, as weights were."""
+    product = method.product(point, x.dtype)
+    given = leaves(x, method.parameters(point, parameters))
+    before = {one.untyped_storage().data_ptr() for one in gc.get_objects() if issubclass(type(one), Tensor)}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in before:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        product(*given)
+    return sum(saved.values())
 
 
 def main(words: list[str]) -> None:
@@ -61,7 +84,7 @@ def main(words: list[str]) -> None:
     (memory_case,) = (one for one in MEMORY_CASES if one.name == case_name)
     (method,) = (one for one in memory_case.methods if one.name == method_name)
     point = Point(int(in_features), int(out_features), int(tokens))
-    megabytes = _measure_here(memory_case.case, method, point, getattr(torch, dtype))
+    megabytes = _measure_here(memory_case.case, method, point, getattr(torch, dtype), memory_case.kept)
     print("unknown" if megabytes is None else megabytes)
 
 

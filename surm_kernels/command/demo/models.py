@@ -1,53 +1,52 @@
-"""The sentence classifier and its three ways to learn: head only, PEFT LoRA, and the SURM circulant update.
+"""The sentence classifier and its four ways to learn: head only, PEFT LoRA, SURM's circulant update, and SiVA.
 
 SURM (arXiv 2406.17740): a frozen weight W becomes W + C(r1 * r2), the circulant matrix whose first column is the
 elementwise product of two trained vectors; r1 starts at zero and r2 from N(0, 0.02^2), so training starts at W itself.
+
+SiVA: W becomes W + U diag(s) V^T over the singular vectors of its smallest singular values, all those beyond 95 % of
+the sum of squares; s, which is trained, starts at zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from surm_kernels import functional
+from surm_kernels.nn import AdaptedLinear
+from surm_kernels.structures import CirculantProduct
 
-METHOD_TITLES = {"probe": "linear probe", "lora": "PEFT LoRA r = 8", "surm": "SURM circulant"}
-ADAPTER_LEARNING_RATES = {"probe": 0.0, "lora": 2e-3, "surm": 1e-2}
+METHOD_TITLES = {"probe": "linear probe", "lora": "PEFT LoRA r = 8", "surm": "SURM circulant", "siva": "SiVA"}
+ADAPTER_LEARNING_RATES = {"probe": 0.0, "lora": 2e-3, "surm": 1e-2, "siva": 4e-2}
 ADAPTED_LAYERS = ("query", "value")
 LORA_RANK = 8
 LORA_ALPHA = 16
-INITIAL_DEVIATION = 0.02
+SIVA_SHARE = 0.95
 CLASSES = 2
 
 
-class CirculantUpdate(nn.Module):
-    """A frozen linear layer plus a trained circulant: x W^T + b + x C(r1 * r2)^T, with 2 n parameters."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        if linear.in_features != linear.out_features:
-            shape = f"{linear.out_features} x {linear.in_features}"
-            raise ValueError(f"linear is {shape}, a single circulant update wants a square weight")
-        self.linear = linear.requires_grad_(False)
-        self.r1 = nn.Parameter(torch.zeros(linear.in_features))
-        self.r2 = nn.Parameter(torch.randn(linear.in_features) * INITIAL_DEVIATION)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., n) to (..., n)."""
-        return functional.circulant_linear(x, self.r1 * self.r2, base=self.linear(x))
+def surm_update(linear: nn.Linear) -> AdaptedLinear:
+    """A frozen linear layer plus a trained circulant C(r1 * r2), 2 n parameters."""
+    return AdaptedLinear(linear, CirculantProduct(linear.in_features, linear.out_features))
 
 
-def add_circulant_updates(encoder: nn.Module, names: Sequence[str] = ADAPTED_LAYERS) -> nn.Module:
+def siva_update(linear: nn.Linear) -> AdaptedLinear:
+    """A frozen linear layer whose smallest singular values are trained."""
+    return AdaptedLinear.siva(linear, perc=SIVA_SHARE)
+
+
+def add_updates(
+    encoder: nn.Module, update: Callable[[nn.Linear], nn.Module], names: Sequence[str] = ADAPTED_LAYERS
+) -> nn.Module:
     """Freezes `encoder` and wraps, in place, every linear layer whose own name is in `names`."""
     encoder.requires_grad_(False)
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
             if name in names and isinstance(child, nn.Linear):
-                setattr(parent, name, CirculantUpdate(child))
+                setattr(parent, name, update(child))
     return encoder
 
 
@@ -66,14 +65,16 @@ def adapt(encoder: nn.Module, method: str) -> nn.Module:
     if method == "lora":
         return add_lora(encoder)
     if method == "surm":
-        return add_circulant_updates(encoder)
+        return add_updates(encoder, surm_update)
+    if method == "siva":
+        return add_updates(encoder, siva_update)
     return encoder.requires_grad_(False)
 
 
 class SentenceClassifier(nn.Module):
     """A transformer encoder, the mean over its tokens, and a linear head.
 
-    The encoder stays in evaluation mode: without dropout the three methods see the same activations, and the probe's
+    The encoder stays in evaluation mode: without dropout all methods see the same activations, and the probe's
     features are constants.
     """
 

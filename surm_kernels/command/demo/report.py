@@ -25,8 +25,8 @@ from surm_kernels.command.demo.training import RunResult
 
 CURVES_FILE = "learning_curves.png"
 RESULTS_FILE = "results.json"
-COLOURS = {"probe": "#7a7a7a", "lora": "#d55e00", "surm": "#0072b2"}
-MARKERS = {"probe": "s", "lora": "o", "surm": "D"}
+COLOURS = {"probe": "#7a7a7a", "lora": "#d55e00", "surm": "#0072b2", "siva": "#009e73"}
+MARKERS = {"probe": "s", "lora": "o", "surm": "D", "siva": "^"}
 SMOOTHING = 0.9
 
 
@@ -63,14 +63,16 @@ def _points(difference: float) -> str:
 def summary_lines(results: Sequence[RunResult], test_examples: int) -> list[str]:
     """What the table means and how its figures were measured."""
     by_method = {result.method: result for result in results}
-    surm, probe, lora = (by_method.get(name) for name in ("surm", "probe", "lora"))
+    probe, lora = by_method.get("probe"), by_method.get("lora")
+    ours = {"SURM": by_method.get("surm"), "SiVA": by_method.get("siva")}
     lines = []
-    if surm and probe:
-        lines.append(f"SURM against the probe: {_points(surm.test_accuracy - probe.test_accuracy)}")
-    if surm and lora:
-        share = lora.adapter_parameters / surm.adapter_parameters
-        gain = _points(surm.test_accuracy - lora.test_accuracy)
-        lines.append(f"SURM against LoRA: {gain} with 1/{share:.0f} of the adapter parameters")
+    for title, result in ours.items():
+        if result and probe:
+            lines.append(f"{title} against the probe: {_points(result.test_accuracy - probe.test_accuracy)}")
+        if result and lora:
+            share = lora.adapter_parameters / result.adapter_parameters
+            gain = _points(result.test_accuracy - lora.test_accuracy)
+            lines.append(f"{title} against LoRA: {gain} with 1/{share:.0f} of the adapter parameters")
     accuracy = results[-1].test_accuracy
     error = 100 * (accuracy * (1 - accuracy) / test_examples) ** 0.5
     lines.append(f"standard error of an accuracy over {test_examples:,} test reviews: {error:.1f} points")
@@ -144,7 +146,7 @@ def learning_curves(results: Sequence[RunResult]) -> bytes:
     _style(accuracy_axes, "Test accuracy", "share of test reviews classified correctly")
     _style(loss_axes, "Training loss, running mean (faint: each step)", "cross-entropy")
     figure.suptitle("MiniLM on movie reviews, fresh or rotten", fontsize=13)
-    figure.legend(*accuracy_axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*accuracy_axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

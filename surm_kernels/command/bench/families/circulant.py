@@ -98,7 +98,7 @@ def _compare_peft_blocks(results: Results) -> Sequence[Tensor | None]:
     return output, None, _peft_kernel(kernel_gradient)
 
 
-def _lora_parameters(point: Point, parameters: Parameters) -> Parameters:
+def lora_parameters(point: Point, parameters: Parameters) -> Parameters:
     """The factors of an update of rank 8."""
     c = parameters[0]
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ def _compare_dense(results: Results) -> Sequence[Tensor | None]:
     return [*results[:2], *([None] * len(results[2:]))]
 
 
-def _by_index(point: Point) -> Product:
+def _by_index(point: Point, dtype: torch.dtype) -> Product:
     index = circulant_index(point.in_features)
     return lambda x, c: c[index]
 
@@ -125,9 +125,11 @@ DENSE_CIRCULANT = Method(OURS, given(lambda x, c: dense.circulant(c)))
 FFT_CIRCULANT = Method(TORCH_FFT, given(torch_fft_circulant), through_float32=True)
 FFT_SKEW_CIRCULANT = Method(TORCH_FFT, given(torch_fft_skew_circulant), through_float32=True)
 FFT_BLOCK_CIRCULANT = Method(TORCH_FFT, given(torch_fft_block_circulant), through_float32=True)
-C3A = Method(PEFT_C3A, lambda point: _peft_c3a(), _peft_parameters, _compare_peft, through_float32=True)
-C3A_BLOCKS = Method(PEFT_C3A, lambda point: _peft_c3a(), _peft_parameters, _compare_peft_blocks, through_float32=True)
-LOW_RANK = Method(LORA, given(lambda x, a, b: (x @ a.T) @ b.T), _lora_parameters, compare_nothing)
+C3A = Method(PEFT_C3A, lambda point, dtype: _peft_c3a(), _peft_parameters, _compare_peft, through_float32=True)
+C3A_BLOCKS = Method(
+    PEFT_C3A, lambda point, dtype: _peft_c3a(), _peft_parameters, _compare_peft_blocks, through_float32=True
+)
+LOW_RANK = Method(LORA, given(lambda x, a, b: (x @ a.T) @ b.T), lora_parameters, compare_nothing)
 DENSE = Method(
     "dense",
     given(lambda x, w: x @ w.T),

@@ -27,8 +27,8 @@ def _gathered(point: Point) -> Product:
     return lambda x, pool: x @ pool.index_select(0, index).view(shape).T
 
 
-HYDRA = Method(OURS, lambda point: structure(point).linear)
-GATHERED = Method(GATHER, _gathered)
+HYDRA = Method(OURS, lambda point, dtype: structure(point).linear)
+GATHERED = Method(GATHER, lambda point, dtype: _gathered(point))
 
 SIZES = (point(768, tokens=4096),)
 

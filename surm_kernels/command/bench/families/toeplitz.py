@@ -53,7 +53,7 @@ def indexed_toeplitz(x: Tensor, t: Tensor) -> Tensor:
     return t[rows[:, None] - torch.arange(columns) + columns - 1]
 
 
-def _circulant_product(point: Point) -> Product:
+def _circulant_product(point: Point, dtype: torch.dtype) -> Product:
     """A layer's circulant product of the same size: padded with zeros, the first outputs kept."""
     return Circulant(point.in_features, point.out_features).linear
 
