@@ -1,6 +1,7 @@
 """The operator library: schemas where no compiled library brings them, the reference for devices without a kernel."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ def _as_kernel(reference: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def without_autocast(x: Tensor) -> torch.autocast:
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context where the products of tensors like x keep their type."""
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+    device = "cpu" if x.is_meta else x.device.type
+    # Entering a context of autocast costs more than a small kernel.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

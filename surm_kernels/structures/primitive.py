@@ -1,7 +1,7 @@
 """What structures share whose map is one primitive: gradients and merging without autograd through the product."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,13 +41,19 @@ class PrimitiveStructure(Structure):
     ) -> tuple[Tensor | None, ...]:
         """The gradients of `scale * <g, x @ W.T>` by the primitive's own operators, see `Structure.gradients`."""
         inside = torch.promote_types(x.dtype, torch.float32) if self.repeats else x.dtype
+        rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
+        with torch.no_grad():
+            primitive = self.primitive(*parameters, scale=scale)
+            if primitive is not None and _are_views(primitive.arguments, parameters, inside):
+                x_gradient, inner = _gradients(primitive, cotangents, rows, input_gradient)
+                shaped = (t.view(parameter.shape) for t, parameter in zip(inner, parameters, strict=True))
+                return None if x_gradient is None else x_gradient.view(x.shape), *shaped
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         with torch.enable_grad(), without_autocast(x):
             primitive = self.primitive(*(leaf.to(inside) for leaf in leaves), scale=scale)
         if primitive is None:
             return super().gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
         with torch.no_grad():
-            rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
             x_gradient, inner = _gradients(primitive, cotangents, rows, input_gradient)
         outer = torch.autograd.grad(primitive.arguments, leaves, inner, materialize_grads=True)
         return None if x_gradient is None else x_gradient.view(x.shape), *outer
@@ -80,6 +86,14 @@ def _kernel_merges(weight: Tensor, out: Tensor) -> bool:
     """Whether the kernels take these types and strides."""
     types = {weight.dtype, out.dtype}
     return (len(types) == 1 or torch.float32 in types) and (out.stride(1) == 1 or out.shape[1] == 1)
+
+
+def _are_views(arguments: Sequence[Tensor], parameters: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the arguments are the parameters in other shapes, so that gradients take the shapes back."""
+    return len(arguments) == len(parameters) and all(
+        argument.dtype is dtype and argument.numel() == parameter.numel() and argument._base is parameter
+        for argument, parameter in zip(arguments, parameters, strict=True)
+    )
 
 
 def _gradients(primitive: Primitive, g: Tensor, x: Tensor, input_gradient: bool) -> tuple[Tensor | None, list[Tensor]]:
