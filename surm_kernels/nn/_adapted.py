@@ -86,8 +86,12 @@ class Update:
         parameters: Sequence[Tensor],
         need_x: bool,
         need_parameters: bool,
+        claim: int | None = None,
     ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """The gradients of x and of the parameters, for tensors as in `product`."""
+        """The gradients of x and of the parameters, for tensors as in `product`.
+
+        `claim` is on the merged weight of the forward, which serves here as long as it is the last one formed.
+        """
         structure, scale = self.structure, self.scale
         inner: Sequence[Tensor | None] = [None] * len(parameters)
         if merged:
@@ -95,7 +99,9 @@ class Update:
                 inner = structure.gradients(g, x, *parameters, scale=scale, input_gradient=False)[1:]
             if not need_x:
                 return None, inner
-            total = self._merged_weight(x.dtype, weight, parameters)
+            total = self.cache.claimed(claim) if self.cache is not None and claim is not None else None
+            if total is None:
+                total = self._merged_weight(x.dtype, weight, parameters)
             return cast(cast(g, total.dtype) @ total, x.dtype), inner
         if need_parameters:
             x_gradient, *inner = structure.gradients(g, x, *parameters, scale=scale, input_gradient=need_x)
@@ -126,7 +132,9 @@ class Adapted(torch.autograd.Function):
         ctx.update, ctx.merged = update, merged
         ctx.save_for_backward(x, weight, *parameters)
         with without_autocast(x):
-            return update.product(merged, x, weight, bias, parameters)
+            y = update.product(merged, x, weight, bias, parameters)
+        ctx.claim = None if update.cache is None else update.cache.claim()
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -137,7 +145,9 @@ class Adapted(torch.autograd.Function):
             if torch.is_grad_enabled() or _transforms_active() or _is_batched(g):
                 x_gradient, inner = _recorded_gradients(update, g, x, weight, parameters, need_x, needed)
             else:
-                x_gradient, inner = update.gradients(ctx.merged, g, x, weight, parameters, need_x, any(needed))
+                x_gradient, inner = update.gradients(
+                    ctx.merged, g, x, weight, parameters, need_x, any(needed), ctx.claim
+                )
         return None, None, x_gradient, None, bias_gradient, *inner
 
 

@@ -27,6 +27,10 @@ class _Frozen:
 
     def is_still(self, tensor: Tensor) -> bool:
         """Whether this is the same tensor with, as far as can be seen at little cost, the same contents."""
+        return self.is_place_of(tensor) and torch.equal(_sample(tensor.detach()), self._sample)
+
+    def is_place_of(self, tensor: Tensor) -> bool:
+        """Whether this is the same tensor, and nobody has told of a change."""
         known = self._alias
         return (
             tensor.data_ptr() == known.data_ptr()
@@ -34,7 +38,6 @@ class _Frozen:
             and tensor.shape == known.shape
             and tensor.stride() == known.stride()
             and _version(tensor) == self._version
-            and torch.equal(_sample(tensor.detach()), self._sample)
         )
 
 
@@ -60,7 +63,11 @@ class Memory:
     def take(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
         """Remembers the tensors, and `key` for all else that matters."""
         with torch.inference_mode(False):
-            self._frozen = [_Frozen(tensor) for tensor in frozen]
+            # Frozen tensors are looked at anew where `holds` found a change, or something else must have happened.
+            if len(self._frozen) != len(frozen) or not all(
+                known.is_place_of(tensor) for known, tensor in zip(self._frozen, frozen, strict=True)
+            ):
+                self._frozen = [_Frozen(tensor) for tensor in frozen]
             self._trained = [_Trained(tensor) for tensor in trained]
             self._key = key
 
@@ -68,13 +75,18 @@ class Memory:
         """Whether nothing has changed since; on devices where looking would have to wait for them, never."""
         if self._key is None or self._key != key or any(t.device.type != "cpu" for t in (*frozen, *trained)):
             return False
-        return all(known.is_still(t) for known, t in zip(self._frozen, frozen, strict=True)) and all(
-            known.is_still(t) for known, t in zip(self._trained, trained, strict=True)
-        )
+        for known, tensor in zip(self._trained, trained, strict=True):
+            if not known.is_still(tensor):
+                return False
+        for known_frozen, tensor in zip(self._frozen, frozen, strict=True):
+            if not known_frozen.is_still(tensor):
+                self._frozen = []
+                return False
+        return True
 
     def forget(self) -> None:
-        """Back to the start."""
-        self.__init__()  # type: ignore[misc]
+        """Holds nothing from now on."""
+        self._key = None
 
 
 class MergedWeight:
@@ -83,6 +95,7 @@ class MergedWeight:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._memory = Memory()
+        self._times = 0  # that it was formed
 
     def of(
         self, structure: Structure, scale: float, dtype: torch.dtype, weight: Tensor, parameters: Sequence[Tensor]
@@ -106,12 +119,22 @@ class MergedWeight:
                 buffer = torch.empty(weight.shape, dtype=dtype, device=weight.device)
         structure.merge(weight, *parameters, scale=scale, out=buffer)
         self._buffer = buffer
+        self._times += 1
         self._memory.take(key, frozen, trained)
         return buffer
 
+    def claim(self) -> int:
+        """What gets the present buffer back from `claimed`, as a backward does."""
+        return self._times
+
+    def claimed(self, claim: int) -> Tensor | None:
+        """The buffer as it was then; None where it has been formed again or given back."""
+        return self._buffer if claim == self._times else None
+
     def clear(self) -> None:
         """Gives the memory back."""
-        self.__init__()  # type: ignore[misc]
+        self._buffer, self._memory = None, Memory()
+        self._times += 1
 
     def __reduce__(self) -> tuple[type, tuple]:
         return MergedWeight, ()  # copies and pickles start empty
