@@ -1,5 +1,6 @@
 """AdaptedLinear: the map and gradients of both strategies, types, bases of all kinds, the choice, refusals."""
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -67,6 +68,25 @@ def test_a_layer_without_bias_adds_none(strategy: str) -> None:
     layer = make(CirculantProduct(12, 8), strategy, bias=False)
     assert_follows(layer)
     assert torch.equal(layer(torch.zeros(3, 12, dtype=torch.float64)), torch.zeros(3, 8, dtype=torch.float64))
+
+
+@strategies
+@dtypes
+@squares
+def test_frozen_layers_give_the_same_for_any_number_of_tokens(
+    structure: Structure, dtype: torch.dtype, strategy: str
+) -> None:
+    # Several roundings add as they do on average only over many calls and layers.
+    calls = 60 if dtype in oracle.SIXTEEN_BIT else 1
+    layers = [make(structure, strategy, dtype).requires_grad_(False) for _ in range(4)]
+    for tokens in (1, 5, 16, 17, 100, 3):
+        inputs = [tokens_of(layer, -(-calls // tokens), tokens, dtype=dtype)[0] for layer in layers]
+        exact = torch.cat([exact_output(layer, x) for layer, x in zip(layers, inputs, strict=True)])
+        for context in (contextlib.nullcontext, torch.inference_mode):
+            with context():
+                outputs = [layer(call) for layer, x in zip(layers, inputs, strict=True) for call in x]
+            assert not any(y.requires_grad for y in outputs)
+            updates.assert_close(torch.stack(outputs), exact, updates.rounding_factor(structure))
 
 
 @strategies

@@ -101,10 +101,12 @@ def matrix(structure: Structure, parameters: tuple[Tensor, ...], stored: torch.d
 
 def gradient_rounding_factor(structure: Structure) -> float:
     """Of a parameter's gradient in 16 bits: 1.05 for one rounding, and times the root of 2 or 3 for as many."""
-    if isinstance(structure, (LowRank, Siva)):
-        return 1.8  # two products by the platform, and one after them
-    if isinstance(structure, CirculantProduct) or (isinstance(structure, Hydra) and structure._grid.is_linear):
-        return 1.5  # the circulant's gradient before the factor, the slots' before the sum
+    if isinstance(structure, Siva):
+        return 1.8  # both factors of the sum over the tokens, then the sum
+    if isinstance(structure, (CirculantProduct, LowRank)) or (
+        isinstance(structure, Hydra) and structure._grid.is_linear
+    ):
+        return 1.5  # the circulant's gradient before the factor, the values at the rank, the slots' before the sum
     return oracle.ROUNDING_FACTOR
 
 

@@ -102,9 +102,8 @@ class MergedWeight:
     ) -> Tensor:
         """The merged weight in a type, until the next call; it is not to be written to, nor saved for a backward."""
         key = (structure, scale, dtype)
-        names = structure.parameter_shapes()
-        frozen = [weight, *(p for p, name in zip(parameters, names, strict=True) if name in structure.constants)]
-        trained = [p for p, name in zip(parameters, names, strict=True) if name not in structure.constants]
+        constants, trained = split(structure, parameters)
+        frozen = (weight, *constants)
         if self._buffer is not None and self._memory.holds(key, frozen, trained):
             return self._buffer
         self._memory.forget()  # a failure below leaves nothing that looks valid
@@ -168,6 +167,17 @@ class KeptProduct:
 
     def __reduce__(self) -> tuple[type, tuple]:
         return KeptProduct, ()
+
+
+def split(structure: Structure, parameters: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The constants among the parameters, and the rest."""
+    if not structure.constants:
+        return (), parameters
+    names = tuple(structure.parameter_shapes())
+    pairs = list(zip(names, parameters, strict=True))
+    return [p for name, p in pairs if name in structure.constants], [
+        p for name, p in pairs if name not in structure.constants
+    ]
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from surm_kernels import _checks, siva
 from surm_kernels.functional._product import cast
 from surm_kernels.nn._adapted import Adapted, Update, traced
-from surm_kernels.nn._kept import KeptProduct, Memory, MergedWeight, Product
+from surm_kernels.nn._kept import KeptProduct, Memory, MergedWeight, Product, split
 from surm_kernels.ops._differentiable import _transforms_active
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.structures import Siva, Structure
@@ -366,28 +366,37 @@ class _RelativeSize:
     """The norm of `scale * W` over that of the frozen weight, estimated again when something has changed."""
 
     def __init__(self) -> None:
-        self._memory, self._value = Memory(), 0.0
+        self._of_weight, self._weight = Memory(), 0.0
+        self._of_update, self._update = Memory(), 0.0
+        self._signs = torch.empty(0)
 
+    @torch.no_grad()
     def of(self, structure: Structure, scale: float, weight: Tensor, parameters: Sequence[Tensor]) -> float:
         """The ratio; 0 on devices where looking at numbers would have to wait for them."""
         if weight.device.type != "cpu":
             return 0.0
-        key = (structure, scale)
-        if not self._memory.holds(key, (weight,), parameters):
-            self._memory.forget()
-            # E ||W z||^2 = ||W||^2 in Frobenius norm for independent signs z (Hutchinson, 1989).
+        if not self._of_weight.holds("norm", (weight,), ()):
+            self._weight = weight.float().norm().item()
+            self._of_weight.take("norm", (weight,), ())
+        constants, trained = split(structure, parameters)
+        if not self._of_update.holds(structure, constants, trained):
+            self._update = self._estimate(structure, parameters)
+            self._of_update.take(structure, constants, trained)
+        return abs(scale) * self._update / max(self._weight, torch.finfo(torch.float32).tiny)
+
+    def _estimate(self, structure: Structure, parameters: Sequence[Tensor]) -> float:
+        """The norm of W: E ||W z||^2 = ||W||^2 for independent signs z (Hutchinson, 1989)."""
+        if self._signs.numel() == 0:
             generator = torch.Generator().manual_seed(0)
-            signs = torch.randint(0, 2, (_PROBES, structure.in_features), generator=generator).float() * 2 - 1
-            with torch.no_grad(), without_autocast(signs):
-                update = structure.linear(signs, *(p.detach().float() for p in parameters), scale=scale)
-                size = weight.detach().float().norm().clamp(min=torch.finfo(torch.float32).tiny)
-                self._value = float(update.norm() / _PROBES**0.5 / size)
-            self._memory.take(key, (weight,), parameters)
-        return self._value
+            with torch.inference_mode(False):
+                self._signs = torch.randint(0, 2, (_PROBES, structure.in_features), generator=generator) * 2.0 - 1
+        with without_autocast(self._signs):
+            products = structure.linear(self._signs, *(parameter.float() for parameter in parameters))
+        return products.norm().item() / _PROBES**0.5
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._memory.forget()
+        self._of_weight, self._of_update = Memory(), Memory()
 
     def __reduce__(self) -> tuple[type, tuple]:
         return _RelativeSize, ()
