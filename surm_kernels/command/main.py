@@ -18,7 +18,7 @@ COMMANDS = {
     "check": "compare every kernel on this machine with the dense float64 matrix",
     "bench": "measure speed and memory against torch.fft, PEFT, LoRA and dense products",
     "tune": "measure on this machine by what an adapted layer chooses its strategy",
-    "demo": "fine-tune a real sentence encoder three ways and compare the results",
+    "demo": "fine-tune a real sentence encoder four ways and compare the results",
 }
 
 

@@ -6,6 +6,7 @@ memory, its version and a few of its values.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class Memory:
 
     def take(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
         """Remembers the tensors, and `key` for all else that matters."""
-        with torch.inference_mode(False):
+        with _no_inference_tensors():
             # Frozen tensors are looked at anew where `holds` found a change, or something else must have happened.
             if len(self._frozen) != len(frozen) or not all(
                 known.is_place_of(tensor) for known, tensor in zip(self._frozen, frozen, strict=True)
@@ -114,7 +115,7 @@ class MergedWeight:
             or buffer.shape != weight.shape
             or buffer.device != weight.device
         ):
-            with torch.inference_mode(False):  # an inference tensor could not be written to in training
+            with _no_inference_tensors():  # which could not be written to in training
                 buffer = torch.empty(weight.shape, dtype=dtype, device=weight.device)
         structure.merge(weight, *parameters, scale=scale, out=buffer)
         self._buffer = buffer
@@ -153,7 +154,7 @@ class KeptProduct:
             return None
         if not self._memory.holds(structure, (), parameters):
             self._memory.forget()
-            with torch.inference_mode(False):  # what is kept may serve calls outside of it
+            with _no_inference_tensors():  # which could not serve calls that record
                 self._product = structure.kept(*parameters)
             if self._product is None:
                 self._nothing_of = structure
@@ -178,6 +179,11 @@ def split(structure: Structure, parameters: Sequence[Tensor]) -> tuple[Sequence[
     return [p for name, p in pairs if name in structure.constants], [
         p for name, p in pairs if name not in structure.constants
     ]
+
+
+def _no_inference_tensors() -> AbstractContextManager[object]:
+    """A context where new tensors are ordinary ones; entering it where they are anyway would take its time."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _version(tensor: Tensor) -> int | None:

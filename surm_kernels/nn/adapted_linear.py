@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.utils import parametrize
 
 from surm_kernels import _checks, siva
 from surm_kernels.functional._product import cast
@@ -280,13 +279,13 @@ class AdaptedLinear(nn.Module):
 
     @property
     def _weight(self) -> Tensor:
-        base: Any = self.base
-        return base.weight
+        weight = self.base._parameters["weight"]  # base.weight takes longer
+        assert weight is not None
+        return weight
 
     @property
     def _bias(self) -> Tensor | None:
-        base: Any = self.base
-        return base.bias
+        return self.base._parameters["bias"]
 
     def _is_fusable(self, x: Tensor) -> bool:
         """Whether base and update may be one function; else each is called by itself, under autograd."""
@@ -425,14 +424,12 @@ def _is_eager(x: Any) -> bool:
 
 def _is_plain(base: Any) -> bool:
     """Whether a module is x W^T + bias of a torch.nn.Linear and nothing else."""
-    return (
-        type(base).forward is nn.Linear.forward
-        and "forward" not in base.__dict__
-        and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
-        and not parametrize.is_parametrized(base)
-        and base.weight.dtype in _checks.FLOATING
-        and type(base.weight) in (Tensor, nn.Parameter)
-    )
+    if type(base).forward is not nn.Linear.forward or "forward" in base.__dict__:
+        return False
+    if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
+        return False
+    weight = base._parameters.get("weight")  # None where it is parametrised
+    return type(weight) is nn.Parameter and weight.dtype in _checks.FLOATING
 
 
 def _place(base: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:

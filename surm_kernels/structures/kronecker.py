@@ -7,7 +7,7 @@ from torch import Tensor
 
 from surm_kernels import _checks, dense, functional
 from surm_kernels.ops import kronecker as _ops
-from surm_kernels.structures.base import initialise_factors
+from surm_kernels.structures.base import initialise_factors, widened
 from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 
 
@@ -58,6 +58,18 @@ class Kronecker(PrimitiveStructure):
     def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
         A, B = parameters
         return Primitive(_ops.form, (A.unsqueeze(0), B.unsqueeze(0)), (scale,))
+
+    @torch.no_grad()
+    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+        """`weight + scale * W` in one pass over blocks, see `Structure.merge`."""
+        A, B = (widened(parameter) for parameter in parameters)
+        result = torch.empty_like(weight) if out is None else out
+        if not (weight.is_contiguous() and result.is_contiguous()):
+            return super().merge(weight, *parameters, scale=scale, out=result)
+        (p, q), (r, s) = A.shape, B.shape
+        blocks = result.view(p, r, q, s)
+        torch.addcmul(weight.view(p, r, q, s), A.view(p, 1, q, 1), B.view(1, r, 1, s), value=scale, out=blocks)
+        return result
 
     def token_work(self) -> float:
         (p, q), (r, s) = self.left_shape, self.right_shape
