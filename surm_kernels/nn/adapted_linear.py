@@ -183,14 +183,15 @@ class AdaptedLinear(nn.Module):
         weight, bias = self._weight, self._bias
         _checks.require_features(x, self.in_features, {"base.weight": weight})
         dtype = _compute_dtype(x, weight)
-        rows = cast(x.reshape(-1, self.in_features), dtype)
+        flat = x.dim() == 2  # then views would only cost their nodes in the graph
+        rows = cast(x if flat else x.reshape(-1, self.in_features), dtype)
         bias = None if bias is None else cast(bias, dtype)
         parameters = [cast(parameter, dtype) for parameter in parameters]
         if torch.compiler.is_compiling():
             y = traced(self._update, rows, weight, bias, *parameters)
         else:
             y = self._call(rows, weight, bias, parameters)
-        return y.view(*x.shape[:-1], self.out_features)
+        return y if flat else y.view(*x.shape[:-1], self.out_features)
 
     def _call(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameters: Sequence[Tensor]) -> Tensor:
         recording = torch.is_grad_enabled()
