@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from surm_kernels import dense, functional
+from surm_kernels.functional._product import product
+from surm_kernels.functional.toeplitz import wide_for
 from surm_kernels.ops import krylov as _ops
 from surm_kernels.ops import toeplitz as _toeplitz_ops
 from surm_kernels.structures.base import TiedEntries, check_tokens, require_blocks, transform_work
@@ -37,7 +39,12 @@ class KrylovStructure(TiedEntries, PrimitiveStructure):
         if self.block_size is not None or self.in_features == self.out_features:
             return functional.krylov_linear(x, v, self.sign, base=base, scale=scale)
         check_tokens(x, self.in_features)
-        return functional.toeplitz_linear(x, self._diagonals(v), base=base, scale=scale)
+        sizes = self.in_features, self.out_features
+        return product(self._rectangle, x, {self.parameter: v}, *sizes, base, scale, wide=wide_for(x, v))
+
+    def _rectangle(self, rows: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        t = self._diagonals(v).view(1, 1, 1, -1)
+        return _toeplitz_ops.toeplitz(rows, t, base, self.in_features, scale, False, False)
 
     def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
         (v,) = parameters
