@@ -440,6 +440,43 @@ def test_vmap_over_parameters_is_an_ensemble(structure: Structure, strategy: str
         oracle.assert_close(y, exact_output(layer, x, tuple(tensors.values())))
 
 
+@strategies
+@squares
+def test_every_structure_is_checkpointed_accumulated_and_differentiated_twice(
+    structure: Structure, strategy: str
+) -> None:
+    layer = make(structure, strategy)
+    x, g = tokens_of(layer, 7)
+    wanted = exact_step(layer, x, g)
+    for _ in range(2):  # gradients add up, so the second round has twice those of one
+        checkpoint(layer, x.requires_grad_(), use_reentrant=False).backward(g)
+    for leaf, gradient in zip((x, *trained(layer).values()), wanted[1:], strict=True):
+        oracle.assert_close(leaf.grad / 2, gradient)
+
+    leaves = [x, *trained(layer).values()]
+    exact = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    others = dict(zip(trained(layer), exact[1:], strict=True))
+    twice = []
+    for inputs, output in (
+        (leaves, layer(x)),
+        (exact, exact_output(layer, exact[0], tuple((layer_tensors(layer) | others).values()))),
+    ):
+        first = torch.autograd.grad(output.sin().sum(), inputs, create_graph=True)
+        twice.append(torch.autograd.grad(sum(t.square().sum() for t in first), inputs))
+    for got, second in zip(*twice, strict=True):
+        torch.testing.assert_close(got, second, rtol=1e-8, atol=1e-8 * float(second.abs().max()))
+
+
+@strategies
+@squares
+def test_every_structure_compiles_whole(structure: Structure, strategy: str) -> None:
+    torch._dynamo.reset()
+    layer = make(structure, strategy)
+    x, g = tokens_of(layer, 7)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_step(layer, step(compiled, layer, x, g), exact_step(layer, x, g))
+
+
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @strategies
 @small_structures

@@ -152,14 +152,15 @@ class KeptProduct:
         """The product, None where the structure keeps nothing."""
         if self._nothing_of is structure:
             return None
-        if not self._memory.holds(structure, (), parameters):
+        key = (structure,)  # tuples see the same object without asking whether it is equal
+        if not self._memory.holds(key, (), parameters):
             self._memory.forget()
             with _no_inference_tensors():  # which could not serve calls that record
                 self._product = structure.kept(*parameters)
             if self._product is None:
                 self._nothing_of = structure
             else:
-                self._memory.take(structure, (), parameters)
+                self._memory.take(key, (), parameters)
         return self._product
 
     def clear(self) -> None:

@@ -328,7 +328,7 @@ class AdaptedLinear(nn.Module):
         if names and all(prefix + name in state_dict for name in names):
             if not self.save_constants:  # not expected, but better than our own
                 self._take_constants(state_dict, prefix)
-        elif names and prefix + "fingerprint" in state_dict:
+        elif names and prefix + "fingerprint" in state_dict and not self.fingerprint.is_meta:
             change = self._change(state_dict[prefix + "fingerprint"], state_dict.get(prefix + "base.weight"))
             if not change <= siva.TOLERANCE:
                 errors: list[str] = lists[-1]
@@ -379,9 +379,9 @@ class _RelativeSize:
             self._weight = weight.float().norm().item()
             self._of_weight.take("norm", (weight,), ())
         constants, trained = split(structure, parameters)
-        if not self._of_update.holds(structure, constants, trained):
+        if not self._of_update.holds((structure,), constants, trained):
             self._update = self._estimate(structure, parameters)
-            self._of_update.take(structure, constants, trained)
+            self._of_update.take((structure,), constants, trained)
         return abs(scale) * self._update / max(self._weight, torch.finfo(torch.float32).tiny)
 
     def _estimate(self, structure: Structure, parameters: Sequence[Tensor]) -> float:
