@@ -63,13 +63,14 @@ def _kept(method: Method, point: Point, x: Tensor, parameters: Parameters) -> in
     """Bytes of the tensors that the forward saves for the backward and that were not there before, as weights were."""
     product = method.product(point, x.dtype)
     given = leaves(x, method.parameters(point, parameters))
-    before = {one.untyped_storage().data_ptr() for one in gc.get_objects() if issubclass(type(one), Tensor)}
+    # Storages by their own address: fake tensors, which compilation may have left, have no data.
+    before = {one.untyped_storage()._cdata for one in gc.get_objects() if issubclass(type(one), Tensor)}
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in before:
-            saved[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in before:
+            saved[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
