@@ -10,6 +10,7 @@ from torch import Tensor
 FLOAT32_LIMIT = 2e-6
 LIMITS = {torch.float64: 1e-14, torch.float32: FLOAT32_LIMIT}
 ROUNDING_FACTOR = 1.05  # 16-bit results: times the error of rounding the exact answer
+TWICE_ROUNDED_FACTOR = 1.5  # of an adapted layer in 16 bits, whose roundings add as their squares
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def deviation(got: Tensor, exact: Tensor, roundings: int = 1) -> Deviation:
     """
     limit = LIMITS.get(got.dtype)
     if limit is None:
-        limit = roundings * ROUNDING_FACTOR * error(exact.to(got.dtype), exact) + FLOAT32_LIMIT
+        factor = ROUNDING_FACTOR if roundings == 1 else TWICE_ROUNDED_FACTOR
+        limit = factor * error(exact.to(got.dtype), exact) + FLOAT32_LIMIT
     return Deviation(error(got, exact), limit)
 
 

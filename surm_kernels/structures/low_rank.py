@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from surm_kernels import _checks, dense, functional
+from surm_kernels.ops._library import without_autocast
 from surm_kernels.structures.base import Structure, bilinear_bound
 
 
@@ -48,9 +49,10 @@ class LowRank(Structure):
         """The gradients of `scale * <g, x @ W.T>`, of which A's and x's share a product; see `Structure.gradients`."""
         A, B = (parameter.to(x.dtype) for parameter in parameters)
         rows, cotangents = x.reshape(-1, self.in_features), g.reshape(-1, self.out_features)
-        right, left = rows @ A.mT, cotangents @ B
-        x_gradient = _scaled(left, A, scale).view(x.shape) if input_gradient else None
-        found = _scaled(left.mT, rows, scale), _scaled(cotangents.mT, right, scale)
+        with without_autocast(x):
+            right, left = rows @ A.mT, cotangents @ B
+            x_gradient = _scaled(left, A, scale).view(x.shape) if input_gradient else None
+            found = _scaled(left.mT, rows, scale), _scaled(cotangents.mT, right, scale)
         return x_gradient, *(t.to(parameter.dtype) for t, parameter in zip(found, parameters, strict=True))
 
     @torch.no_grad()
