@@ -35,8 +35,9 @@ COMMON_FLAGS = (
 TORCH_FLAGS = ("-DPy_LIMITED_API=0x030A0000", "-DTORCH_TARGET_VERSION=0x020b000000000000")
 # Vector types never cross a translation unit, so GCC's notes on their calling convention (-Wpsabi) say nothing here.
 KERNEL_FLAGS = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi")
-CUDA_FLAGS = ("-O3", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr", "-Icsrc")
-CUDA_HOST_FLAGS = "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
+# ptxas reports registers, spills and stack of every kernel; tests/test_cuda_budget.py reads it in the compiler's log.
+CUDA_FLAGS = ("-O3", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr", "--threads=2", "-Xptxas=-v", "-Icsrc")
+CUDA_HOST_FLAGS = "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas"
 CUDA_LIBRARIES = ("-lcudart_static", "-ldl", "-lrt", "-lpthread")
 
 
@@ -125,12 +126,13 @@ def kernel_steps(target: Target) -> list[Step]:
 
 
 def cuda_steps(target: Target) -> list[Step]:
-    """Compile the CUDA sources; they see no torch header, so nvcc's version and torch's need not match."""
+    """Compile the CUDA sources, the longest first; without torch headers, so nvcc and torch need not be of one version."""
     if target.cuda is None:
         return []
     flags = (*CUDA_FLAGS, CUDA_HOST_FLAGS, *architecture_flags(target.cuda.architectures))
     return [
-        Step("compile", _object(source), (source,), (target.cuda.nvcc,), flags) for source in sources("csrc/cuda/*.cu")
+        Step("compile_cuda", _object(source), (source,), (target.cuda.nvcc,), flags)
+        for source in sorted(sources("csrc/cuda/*.cu"), key=lambda name: -(ROOT / name).stat().st_size)
     ]
 
 
@@ -146,7 +148,7 @@ def all_steps(target: Target) -> list[Step]:
     """Every step from the sources to the library, the long ones first."""
     plain, kernels, cuda = plain_steps(target), kernel_steps(target), cuda_steps(target)
     linked_in_order = tuple(step.output for step in [*plain, *kernels, *cuda])
-    return [*reversed(kernels), *cuda, *plain, link_step(target, linked_in_order)]
+    return [*cuda, *reversed(kernels), *plain, link_step(target, linked_in_order)]
 
 
 def build_extension(output: Path) -> str:

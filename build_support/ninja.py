@@ -22,6 +22,13 @@ rule compile
   deps = gcc
   description = compile $out
 
+rule compile_cuda
+  command = $tool $flags -MD -MF $out.d -c $in -o $out > $out.log 2>&1; status=$$?; $
+    grep -v -e "^ptxas info" -e "bytes stack frame" $out.log; exit $$status
+  depfile = $out.d
+  deps = gcc
+  description = compile $out
+
 rule link
   command = $tool -shared -o $out $in $flags
   description = link $out
@@ -30,7 +37,11 @@ rule link
 
 @dataclass(frozen=True)
 class Step:
-    """One file to make. Paths are relative to the repository; `rule` is "compile" or "link"."""
+    """One file to make. Paths are relative to the repository; `rule` is "compile", "compile_cuda" or "link".
+
+    "compile_cuda" keeps what the compiler says in a file beside the object, `.log` added to its name, and shows only
+    what is no report of ptxas.
+    """
 
     rule: str
     output: str

@@ -33,8 +33,9 @@ struct LaneType<Value, false> {
 template <class Value>
 using Lane = typename LaneType<Value>::type;
 
+// Aligned so that a number whose parts are no vectors is loaded at once.
 template <class Value>
-struct Complex {
+struct alignas(std::is_arithmetic<Value>::value ? 2 * sizeof(Value) : alignof(Value)) Complex {
   Value re, im;
 };
 

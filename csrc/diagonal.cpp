@@ -131,7 +131,7 @@ Tensor gradients(const Tensor& g, const Tensor& x, const Tensor& u, const Tensor
                  Tensor* x_gradient) {
   const int64_t k = u.size(2);
   const Chunks chunks(x, k);
-  const bool is_double = storage_type(x) == surm::cpu::StorageType::kFloat64;
+  const bool is_double = storage_type(x) == surm::StorageType::kFloat64;
   const auto sum_type = is_double ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
   Tensor sums = torch::stable::new_empty(x, {x.size(0), chunks.count(), k}, sum_type);
   Tensor s_gradient = empty(x, {x.size(0), k});

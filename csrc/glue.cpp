@@ -9,8 +9,6 @@
 
 namespace surm::glue {
 
-using cpu::ConstRows;
-using cpu::StorageType;
 using torch::headeronly::ScalarType;
 
 StorageType storage_type(const Tensor& tensor) {

@@ -15,11 +15,17 @@ namespace surm::glue {
 
 using torch::stable::Tensor;
 
+inline void check_device(const Tensor& tensor, const char* name, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
+                  "surm_kernels: ", name, " is on another device than the rest");
+}
+
 inline void check_tensor(const Tensor& tensor, const char* name, int64_t dimensions, const Tensor& like) {
   STD_TORCH_CHECK(tensor.dim() == dimensions, "surm_kernels: ", name, " must have ", dimensions, " dimensions, got ",
                   tensor.dim());
   STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "surm_kernels: ", name,
                   " has another dtype than the rest");
+  check_device(tensor, name, like);
 }
 
 inline void check_size(const char* what, int64_t got, int64_t wanted) {
@@ -34,13 +40,13 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
   return torch::stable::new_empty(like, size);
 }
 
-surm::cpu::StorageType storage_type(const Tensor& tensor);
+surm::StorageType storage_type(const Tensor& tensor);
 
 // Rows as the kernels read them: values of a row side by side, any stride between rows and groups.
 Tensor with_contiguous_rows(const Tensor& tensor);
 
 // The rows of a tensor (groups, tokens, width).
-surm::cpu::ConstRows rows_of(const Tensor& tensor);
+surm::ConstRows rows_of(const Tensor& tensor);
 
 // A base is like the output y that it is added to.
 void check_base(const Tensor& base, const Tensor& y);
@@ -49,11 +55,11 @@ void check_base(const Tensor& base, const Tensor& y);
 class Base {
  public:
   Base(const std::optional<Tensor>& base, const Tensor& y);
-  surm::cpu::ConstRows rows() const { return rows_; }
+  surm::ConstRows rows() const { return rows_; }
 
  private:
   Tensor tensor_;
-  surm::cpu::ConstRows rows_;
+  surm::ConstRows rows_;
 };
 
 void parallel_for(int64_t count, int64_t grain, const surm::cpu::RangeBody& body);

@@ -1,16 +1,34 @@
-// The CUDA side of the operator library. The kernels see no torch and the CUDA runtime is linked statically, so the
-// library loads on a CPU-only torch as well; the current stream is looked up in torch at run time. Operators without a
-// CUDA kernel run on the PyTorch reference.
-#if SURM_WITH_CUDA
+// The operators of CUDA C++, a library of their own: `surm_kernels_cuda` has the schemas of `surm_kernels`, whose
+// Python side chooses between them, Triton and the reference. The kernels see no torch and the CUDA runtime is linked
+// statically, so the library loads on a CPU-only torch as well; the current stream is looked up in torch at run time.
+//
+// With SURM_EMULATED the tests compile this file and the kernels for the CPU: the operators then take CPU tensors, and
+// whoever loads them defines the schemas, unless the package's own library has.
+#if SURM_WITH_CUDA || SURM_EMULATED
 
+#include "cuda_kernels.h"
+#include "krylov_operators.h"
+#include "ldr_operators.h"
+#include "schemas.h"
+#include "toeplitz_operators.h"
+
+#if SURM_EMULATED
+#define SURM_CUDA_KEY CPU
+#else
+#define SURM_CUDA_KEY CUDA
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
+#endif
 
-#include "cuda/krylov_dense.h"
-#include "glue.h"
+namespace surm::glue {
 
-using namespace surm::glue;
+#if SURM_EMULATED
+
+struct OnDevice::Guard {};
+
+OnDevice::OnDevice(const Tensor&) {}
+
+#else
 
 namespace {
 
@@ -28,23 +46,55 @@ void* current_stream(int device) {
   return stream;
 }
 
-Tensor krylov_dense(const Tensor& v_in, int64_t sign) {
-  check_sign(sign);
-  check_tensor(v_in, "v", 4, v_in);
-  const torch::stable::accelerator::DeviceGuard guard(v_in.get_device_index());
-  const Tensor v = torch::stable::contiguous(v_in);
-  const int64_t groups = v.size(0), M = v.size(1), K = v.size(2), b = v.size(3);
-  Tensor w = empty(v, {groups, M * b, K * b});
-  const int error =
-      surm_cuda_krylov_dense(v.const_data_ptr(), w.mutable_data_ptr(), groups * M, K, b, static_cast<int>(sign),
-                             static_cast<int>(v.element_size()), current_stream(v.get_device_index()));
-  STD_TORCH_CHECK(error == 0, "surm_kernels: krylov_dense of ", groups, " x ", M, " x ", K, " blocks of ", b,
-                  " failed: ", surm_cuda_error_string(error));
-  return w;
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CUDA, m) { m.impl("krylov_dense", TORCH_BOX(&krylov_dense)); }
+struct OnDevice::Guard {
+  torch::stable::accelerator::DeviceGuard guard;
+};
 
-#endif  // SURM_WITH_CUDA
+OnDevice::OnDevice(const Tensor& tensor)
+    : guard_(new Guard{torch::stable::accelerator::DeviceGuard(tensor.get_device_index())}),
+      stream_(current_stream(tensor.get_device_index())) {}
+
+#endif
+
+OnDevice::~OnDevice() = default;
+
+Tensor workspace(const Tensor& like, int64_t bytes) {
+  return torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
+}
+
+}  // namespace surm::glue
+
+#if !SURM_EMULATED
+STABLE_TORCH_LIBRARY(surm_kernels_cuda, m) { surm::glue::define_transforms(m); }
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(surm_kernels_cuda, SURM_CUDA_KEY, m) {
+  surm::glue::implement_krylov<surm::glue::CudaKernels>(m);
+  surm::glue::implement_toeplitz<surm::glue::CudaKernels>(m);
+  surm::glue::implement_ldr<surm::glue::CudaKernels>(m);
+}
+
+// What Python asks before it chooses: bytes of shared memory that a block of threads takes at the least.
+
+#define SURM_VISIBLE extern "C" __attribute__((visibility("default")))
+
+SURM_VISIBLE int64_t surm_kernels_cuda_krylov_shared_bytes(int64_t type, int64_t out_blocks, int64_t in_blocks,
+                                                           int64_t block, int64_t gradient) {
+  const surm::KrylovShape shape{1, 2, out_blocks, in_blocks, block, 1, false};
+  return surm_cuda_krylov_shared_bytes(static_cast<surm::StorageType>(type), &shape, gradient != 0);
+}
+
+SURM_VISIBLE int64_t surm_kernels_cuda_toeplitz_shared_bytes(int64_t type, int64_t out_blocks, int64_t in_blocks,
+                                                             int64_t rows, int64_t columns, int64_t gradient) {
+  const surm::ToeplitzShape shape{1, 2, out_blocks, in_blocks, rows, columns, false, false};
+  return surm_cuda_toeplitz_shared_bytes(static_cast<surm::StorageType>(type), &shape, gradient != 0);
+}
+
+SURM_VISIBLE int64_t surm_kernels_cuda_ldr_shared_bytes(int64_t type, int64_t rank, int64_t size, int64_t gradient) {
+  const surm::LdrShape shape{1, 2, rank, size, size, size, false, false};
+  return surm_cuda_ldr_shared_bytes(static_cast<surm::StorageType>(type), &shape, gradient != 0);
+}
+
+#endif  // SURM_WITH_CUDA || SURM_EMULATED

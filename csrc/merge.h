@@ -8,13 +8,14 @@
 namespace surm::glue {
 
 // `weight` and `out` as the kernels take them; both must outlive the result, and `weight` have contiguous rows.
-inline surm::cpu::Merge merge_of(const Tensor& weight, Tensor& out, int64_t rows, int64_t columns) {
+inline surm::Merge merge_of(const Tensor& weight, Tensor& out, int64_t rows, int64_t columns) {
   const Tensor* matrices[] = {&weight, &out};
   const char* names[] = {"weight", "out"};
   for (int i = 0; i < 2; ++i) {
     STD_TORCH_CHECK(matrices[i]->dim() == 2 && matrices[i]->size(0) == rows && matrices[i]->size(1) == columns,
                     "surm_kernels: ", names[i], " must be a matrix of ", rows, " x ", columns);
   }
+  check_device(weight, "weight", out);
   STD_TORCH_CHECK(out.stride(1) == 1 || columns <= 1, "surm_kernels: the values of a row of out must be contiguous");
   constexpr auto kFloat = torch::headeronly::ScalarType::Float;
   STD_TORCH_CHECK(

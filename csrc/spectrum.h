@@ -19,6 +19,7 @@ inline Tensor empty_spectrum(const Tensor& parameter, int64_t size) {
 }
 
 inline void check_spectrum(const Tensor& spectrum, const Tensor& x) {
+  check_device(spectrum, "spectrum", x);
   STD_TORCH_CHECK(spectrum.scalar_type() == compute_type(x),
                   "surm_kernels: spectrum must be float32, or float64 where x is");
   STD_TORCH_CHECK(spectrum.dim() == 1 && (spectrum.numel() <= 1 || spectrum.stride(0) == 1),

@@ -217,6 +217,14 @@ def test_without_cuda_nothing_of_it_is_built_or_linked():
     assert "-lcudart_static" not in extension.link_step(target(), ()).flags
 
 
+def test_cuda_kernels_are_compiled_for_every_architecture_with_their_registers_reported():
+    steps = extension.cuda_steps(target(cuda=toolkit()))
+    assert "csrc/cuda/krylov_dense.cu" in [step.inputs[0] for step in steps]
+    for step in steps:
+        assert step.rule == "compile_cuda"
+        assert {"-Xptxas=-v", "-gencode=arch=compute_80,code=sm_80"} <= set(step.flags)
+
+
 def test_cuda_objects_are_linked_with_the_static_runtime():
     flags = extension.link_step(target(cuda=toolkit()), ()).flags
     assert {"-L/cuda/lib64", "-lcudart_static"} <= set(flags)
@@ -227,6 +235,40 @@ def test_ninja_file_quotes_what_the_shell_and_ninja_would_read():
     text = ninja.ninja_text([step], "out dir")
     assert "build out$ dir/a.o: compile a$:b.cpp" in text
     assert "flags = '-I/my folder' '-DX=$$Y'" in text
+
+
+def fake_nvcc(folder: Path, status: int) -> tuple[str, ...]:
+    """Says what nvcc -Xptxas=-v says of a kernel, and a warning; writes the dependencies and the object."""
+    script = folder / "nvcc"
+    script.write_text(
+        "#!/bin/sh\n"
+        'echo "ptxas info    : Used 8 registers" >&2\n'
+        'echo "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" >&2\n'
+        'echo "warning: about the source" >&2\n'
+        'while [ $# -gt 0 ]; do case $1 in -MF) echo "object:" > "$2";; -o) touch "$2";; esac; shift; done\n'
+        f"exit {status}\n"
+    )
+    script.chmod(0o755)
+    return (str(script),)
+
+
+def cuda_step(folder: Path, status: int) -> ninja.Step:
+    source = folder / "kernel.cu"
+    source.touch()
+    return ninja.Step("compile_cuda", str(folder / "a b.o"), (str(source),), fake_nvcc(folder, status), ())
+
+
+def test_what_ptxas_reports_is_kept_beside_the_object_and_warnings_are_shown(tmp_path, capfd):
+    ninja.run_ninja([cuda_step(tmp_path, 0)], tmp_path)
+    log, shown = (tmp_path / "a b.o.log").read_text(), capfd.readouterr().out
+    assert "Used 8 registers" in log and "0 bytes spill stores" in log and "about the source" in log
+    assert "about the source" in shown and "registers" not in shown and "spill" not in shown
+
+
+def test_a_failing_cuda_compiler_fails_the_build_and_says_why(tmp_path, capfd):
+    with pytest.raises(BuildError):
+        ninja.run_ninja([cuda_step(tmp_path, 2)], tmp_path)
+    assert "about the source" in capfd.readouterr().out
 
 
 def test_replace_leaves_an_equal_file_alone_and_swaps_a_different_one(tmp_path):

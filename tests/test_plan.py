@@ -65,6 +65,17 @@ def test_sizes_of_transformers_are_transformed_without_embedding(size):
     assert not plans.Plan(size, 16).embedded
 
 
+@pytest.mark.parametrize("make", [plans.Plan.for_gpu, plans.Plan.padded_for_gpu])
+def test_plans_for_a_gpu_have_only_radices_with_a_butterfly_and_few_stages(make):
+    for size in [*range(1, 300), 768, 1000, 1536, 3072, 4096, 4608, 8192, 11008, 13824, 14336, 16384, 26624]:
+        plan = make(size, 16)
+        radices = [stage.radix for stage in plan.stages]
+        assert math.prod(radices) * 16 == plan.length
+        assert all(plans.has_butterfly(radix) and radix <= 16 for radix in radices), size
+        assert all(stage.stride % 16 == 0 for stage in plan.stages), size
+    assert [stage.radix for stage in plans.Plan.for_gpu(4096, 16).stages] == [16, 16]
+
+
 def test_large_primes_are_embedded_in_a_smooth_length():
     for size in (97, 1009, 4093, 65537):
         plan = plans.Plan(size, 16)

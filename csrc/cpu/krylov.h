@@ -5,17 +5,6 @@
 
 namespace surm::cpu {
 
-// W(v) of M·b × K·b: block (p, q) is the f-circulant matrix with first column v[p, q], f = sign.
-struct KrylovShape {
-  int64_t groups;      // independent problems
-  int64_t tokens;      // rows of x in each
-  int64_t out_blocks;  // M
-  int64_t in_blocks;   // K
-  int64_t block;       // b
-  int sign;            // f: +1 or -1
-  bool transposed;     // the product is with Wᵀ: rows of M·b go in, rows of K·b come out
-};
-
 struct KrylovKernels {
   // y = base + scale · x W(v)ᵀ; base.data may be null; v and y contiguous.
   void (*matmul)(StorageType type, const KrylovShape& shape, ConstRows x, const void* v, ConstRows base, double scale,

@@ -5,19 +5,6 @@
 
 namespace surm::cpu {
 
-// W(t) of M·m × K·n: block (p, q) is W[i, j] = t[p, q, i - j + n - 1], or t[p, q, i + j] if reflected.
-struct ToeplitzShape {
-  int64_t groups;      // independent problems
-  int64_t tokens;      // rows of x in each
-  int64_t out_blocks;  // M
-  int64_t in_blocks;   // K
-  int64_t rows;        // m
-  int64_t columns;     // n
-  bool transposed;     // the product is with Wᵀ: rows of M·m go in, rows of K·n come out
-  bool reflected;      // Hankel
-  bool wide = false;   // t and its gradient are in the type of the arithmetic, not in that of the rows
-};
-
 struct ToeplitzKernels {
   // y = base + scale · x W(t)ᵀ; base.data may be null; t (groups, M, K, m + n - 1) and y contiguous.
   void (*matmul)(StorageType type, const ToeplitzShape& shape, ConstRows x, const void* t, ConstRows base, double scale,

@@ -1,14 +1,19 @@
 // Launchers of the dense block f-circulant matrix on CUDA; no torch inside. Each returns a cudaError_t.
 #pragma once
 
-#include <cstdint>
+#include "shapes.h"
 
 extern "C" {
 
-// w (row_blocks · block, in_blocks · block) = W(v), v (row_blocks, in_blocks, block), both contiguous.
-// `element_size` is 2, 4 or 8 bytes of a floating point type; row_blocks counts groups times output blocks.
-int surm_cuda_krylov_dense(const void* v, void* w, int64_t row_blocks, int64_t in_blocks, int64_t block, int sign,
-                           int element_size, void* stream);
+// w (groups, M·b, K·b) = W(v); both contiguous. `transposed`, `tokens` of the shape are ignored.
+int surm_cuda_krylov_dense(surm::StorageType type, const surm::KrylovShape* shape, const void* v, void* w,
+                           void* stream);
 
-const char* surm_cuda_error_string(int error);
+// v (groups, M, K, b): the sums of w along the f-circulant diagonals of every block; both contiguous.
+int surm_cuda_krylov_dense_adjoint(surm::StorageType type, const surm::KrylovShape* shape, const void* w, void* v,
+                                   void* stream);
+
+// merge->out = merge->weight + scale · W(v) for one group, rounded once; `type` is that of v, which is contiguous.
+int surm_cuda_krylov_merge(surm::StorageType type, const surm::KrylovShape* shape, const void* v, double scale,
+                           const surm::Merge* merge, void* stream);
 }

@@ -27,11 +27,11 @@ double radix_cost(int radix) {
   return generic_cost(radix);
 }
 
-int smallest_prime_factor(int64_t m) {
-  for (int p = 2; static_cast<int64_t>(p) * p <= m && p <= kLargestRadix; ++p) {
+int smallest_prime_factor(int64_t m, int largest) {
+  for (int p = 2; static_cast<int64_t>(p) * p <= m && p <= largest; ++p) {
     if (m % p == 0) return p;
   }
-  return m <= kLargestRadix ? static_cast<int>(m) : 0;  // 0: only factors too large for a stage
+  return m <= largest ? static_cast<int>(m) : 0;  // 0: only factors too large for a stage
 }
 
 struct Factors {
@@ -40,7 +40,7 @@ struct Factors {
 };
 
 // The cheapest way to write m as a product of radices; infinite cost if a prime factor is too large.
-const Factors& cheapest_factors(int64_t m, std::map<int64_t, Factors>& known) {
+const Factors& cheapest_factors(int64_t m, const StageCosts& costs, std::map<int64_t, Factors>& known) {
   const auto found = known.find(m);
   if (found != known.end()) return found->second;
   Factors best;
@@ -49,13 +49,14 @@ const Factors& cheapest_factors(int64_t m, std::map<int64_t, Factors>& known) {
   } else {
     std::vector<int> candidates;
     for (const RadixCost& entry : kCosts) candidates.push_back(entry.radix);
-    const int prime = smallest_prime_factor(m);
+    const int prime = smallest_prime_factor(m, costs.largest);
     if (prime != 0 && !has_butterfly(prime)) candidates.push_back(prime);
     for (const int radix : candidates) {
       if (m % radix != 0) continue;
-      const Factors& rest = cheapest_factors(m / radix, known);
-      if (rest.cost + radix_cost(radix) < best.cost) {
-        best.cost = rest.cost + radix_cost(radix);
+      const Factors& rest = cheapest_factors(m / radix, costs, known);
+      const double cost = rest.cost + radix_cost(radix) + costs.each;
+      if (cost < best.cost) {
+        best.cost = cost;
         best.radices = rest.radices;
         best.radices.push_back(radix);
       }
@@ -89,10 +90,11 @@ namespace {
 // Keeps the cheapest of the lengths it is shown.
 class Choice {
  public:
-  Choice(int64_t size, int tile) : tile_cost_(tile == 1 ? 0 : kTileCost), best_{size, 0, tile, {}} {}
+  Choice(int64_t size, int tile, const StageCosts& costs)
+      : tile_cost_(tile == 1 ? 0 : kTileCost), costs_(costs), best_{size, 0, tile, {}} {}
 
   void consider(int64_t length) {
-    const Factors& factors = cheapest_factors(length / best_.tile, known_);
+    const Factors& factors = cheapest_factors(length / best_.tile, costs_, known_);
     const double cost = static_cast<double>(length) * (factors.cost + tile_cost_);
     if (cost < best_cost_) {
       best_cost_ = cost;
@@ -129,6 +131,7 @@ class Choice {
   }
 
   const double tile_cost_;
+  const StageCosts costs_;
   std::map<int64_t, Factors> known_;
   double best_cost_ = std::numeric_limits<double>::infinity();
   Plan best_;
@@ -136,15 +139,15 @@ class Choice {
 
 }  // namespace
 
-Plan make_plan(int64_t size, int tile) {
-  Choice choice(size, tile);
+Plan make_plan(int64_t size, int tile, const StageCosts& costs) {
+  Choice choice(size, tile, costs);
   if (size % tile == 0) choice.consider(size);
   choice.consider_from(std::max<int64_t>(2 * size - 1, 1));
   return choice.best();
 }
 
-Plan make_padded_plan(int64_t size, int tile) {
-  Choice choice(size, tile);
+Plan make_padded_plan(int64_t size, int tile, const StageCosts& costs) {
+  Choice choice(size, tile, costs);
   choice.consider_from(size);
   return choice.best();
 }

@@ -30,17 +30,27 @@ struct Plan {
   bool embedded() const { return length != size; }
 };
 
+// No stage has a larger radix; primes above it are embedded.
+constexpr int kLargestRadix = 64;
+
+// Which radices a plan may have, and what a stage costs besides its butterflies, in the units of plan.cpp.
+struct StageCosts {
+  int largest = kLargestRadix;
+  double each = 0;
+};
+
+// On a GPU only radices with a butterfly (has_butterfly; up to 16 every prime has one), and a passage through shared
+// memory for every stage, which takes about as long as the arithmetic of a butterfly of radix 16.
+constexpr StageCosts kGpuStages{16, 6.0};
+
 // The cheapest plan for rows of n values by the cost model in plan.cpp. n >= 1, tile a power of two.
-Plan make_plan(int64_t size, int tile);
+Plan make_plan(int64_t size, int tile, const StageCosts& costs = {});
 
 // The cheapest plan whose length is at least n, for rows that are padded with zeros anyway.
-Plan make_padded_plan(int64_t size, int tile);
+Plan make_padded_plan(int64_t size, int tile, const StageCosts& costs = {});
 
 // Radices with a butterfly written for them; any other odd prime takes the generic odd butterfly.
 bool has_butterfly(int radix);
-
-// No stage has a larger radix; primes above it are embedded.
-constexpr int kLargestRadix = 64;
 
 // Position p of the spectrum holds frequency spectrum_order(plan)[p].
 std::vector<int64_t> spectrum_order(const Plan& plan);

@@ -18,24 +18,31 @@ from build_support.toolchain import Missing, find_compiler
 FLAGS = ("-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Icsrc")
 
 
-def native_module(name: str, sources: Sequence[str], flags: Sequence[str] = ()) -> ModuleType:
+def native_module(
+    name: str, sources: Sequence[str], flags: Sequence[str] = (), link_flags: Sequence[str] = ()
+) -> ModuleType:
     """The module that `PYBIND11_MODULE(name, …)` in one of the sources defines, built from all of them.
 
     Sources are relative to the repository and may include headers relative to csrc/; `flags` come last on each
-    compiler command. Skips the test, or the whole file when called outside one, where modules cannot be built.
+    compiler command, `link_flags` on the linker's. Skips the test, or the whole file when called outside one, where
+    modules cannot be built.
     """
-    return _native_module(name, tuple(sources), tuple(flags))
+    return _native_module(name, tuple(sources), tuple(flags), tuple(link_flags))
 
 
 @functools.cache
-def _native_module(name: str, sources: tuple[str, ...], flags: tuple[str, ...]) -> ModuleType:
+def _native_module(
+    name: str, sources: tuple[str, ...], flags: tuple[str, ...], link_flags: tuple[str, ...]
+) -> ModuleType:
     folder = f"build/tests/{name}"
-    steps = module_steps(name, sources, flags, folder)
+    steps = module_steps(name, sources, flags, folder, link_flags)
     run_ninja(steps, ROOT / folder)
     return _imported(name, ROOT / steps[-1].output)
 
 
-def module_steps(name: str, sources: Sequence[str], flags: Sequence[str], folder: str) -> list[Step]:
+def module_steps(
+    name: str, sources: Sequence[str], flags: Sequence[str], folder: str, link_flags: Sequence[str] = ()
+) -> list[Step]:
     """Compile each source, then link the module, which is the output of the last step."""
     compiler, includes = _compiler_or_skip(), _include_flags_or_skip()
     objects = [f"{folder}/{Path(source).name}.o" for source in sources]
@@ -44,7 +51,7 @@ def module_steps(name: str, sources: Sequence[str], flags: Sequence[str], folder
         for source, output in zip(sources, objects, strict=True)
     ]
     library = f"{folder}/{name}{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-    return [*steps, Step("link", library, tuple(objects), compiler, ())]
+    return [*steps, Step("link", library, tuple(objects), compiler, tuple(link_flags))]
 
 
 def _compiler_or_skip() -> tuple[str, ...]:

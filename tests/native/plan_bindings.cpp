@@ -74,8 +74,11 @@ PYBIND11_MODULE(plan_bindings, m) {
       .def_readonly("radix", &surm::Stage::radix)
       .def_readonly("stride", &surm::Stage::stride);
   pybind11::class_<surm::Plan>(m, "Plan")
-      .def(pybind11::init(&surm::make_plan))
-      .def_static("padded", &surm::make_padded_plan)
+      .def(pybind11::init([](int64_t size, int tile) { return surm::make_plan(size, tile); }))
+      .def_static("padded", [](int64_t size, int tile) { return surm::make_padded_plan(size, tile); })
+      .def_static("for_gpu", [](int64_t size, int tile) { return surm::make_plan(size, tile, surm::kGpuStages); })
+      .def_static("padded_for_gpu",
+                  [](int64_t size, int tile) { return surm::make_padded_plan(size, tile, surm::kGpuStages); })
       .def_readonly("size", &surm::Plan::size)
       .def_readonly("length", &surm::Plan::length)
       .def_readonly("tile", &surm::Plan::tile)

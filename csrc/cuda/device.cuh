@@ -1,0 +1,67 @@
+// What the kernels need of CUDA beyond its own names. The tests compile the same kernel sources for the CPU, against an
+// emulator that checks every access to shared memory; there tests/emulator/emulator.h takes the place of what is below.
+#pragma once
+
+#include <cstdint>
+
+#include "shapes.h"
+
+#if defined(__CUDACC__)
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+namespace surm::cuda {
+
+template <class T>
+using Shared = T*;
+
+// The dynamic shared memory of the block from byte `offset` on, a multiple of 16.
+template <class T>
+__device__ __forceinline__ Shared<T> shared_memory(int64_t offset = 0) {
+  extern __shared__ __align__(16) unsigned char surm_shared_memory[];
+  return reinterpret_cast<T*>(surm_shared_memory + offset);
+}
+
+__device__ __forceinline__ float bfloat16_to_float(uint16_t bits) {
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+__device__ __forceinline__ uint16_t float_to_bfloat16(float value) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+__device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+__device__ __forceinline__ uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
+
+// Starts a kernel; more shared memory than 48 KiB a block has to be asked for. A cudaError_t.
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared_bytes, void* stream,
+           Arguments... arguments) {
+  constexpr int64_t kGranted = 48 << 10;
+  if (shared_bytes > kGranted) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, threads, static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)>>>(
+      static_cast<Parameters>(arguments)...);
+  return cudaGetLastError();
+}
+
+}  // namespace surm::cuda
+
+#else
+#include "emulator.h"
+#endif
+
+namespace surm::cuda {
+
+// What launchers return besides cudaError_t: the working set is larger than a block's shared memory.
+constexpr int kTooLarge = -1;
+
+constexpr int64_t divide_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Shared memory that a block may have on the current device, in bytes; 0 where there is none.
+int64_t shared_memory_limit();
+
+}  // namespace surm::cuda

@@ -1,0 +1,105 @@
+// Uploads the tables of a plan once for every device and size.
+#include <cmath>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include "plan/plan.h"
+#include "plan_tables.cuh"
+
+namespace surm::cuda {
+namespace {
+
+const Plan& plan_of(int64_t size, bool padded) {
+  static std::mutex mutex;
+  static std::map<std::pair<int64_t, bool>, std::unique_ptr<const Plan>> plans;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::unique_ptr<const Plan>& plan = plans[{size, padded}];
+  if (plan == nullptr) {
+    plan = std::make_unique<const Plan>(padded ? make_padded_plan(size, kTile, kGpuStages)
+                                               : make_plan(size, kTile, kGpuStages));
+  }
+  return *plan;
+}
+
+// All twiddle factors, then the twist.
+template <class Scalar>
+std::vector<Complex<Scalar>> tables_of(const Plan& plan, DevicePlan<Scalar>& on_device) {
+  const std::vector<Scalar> factors = twiddle_factors<Scalar>(plan, 1);
+  std::vector<Complex<Scalar>> tables;
+  for (const Stage& stage : plan.stages) {
+    const int64_t start = static_cast<int64_t>(tables.size()), others = stage.radix - 1;
+    on_device.stages[on_device.stage_count++] = {stage.radix, static_cast<int>(stage.stride), Divisor(stage.stride),
+                                                 static_cast<int>(start)};
+    for (int64_t k = 0; k < others; ++k) {
+      for (int64_t j = 0; j < stage.stride; ++j) {
+        const Scalar* factor = factors.data() + 2 * (start + j * others + k);
+        tables.push_back({factor[0], factor[1]});
+      }
+    }
+  }
+  for (int64_t j = 0; j < plan.size && !plan.embedded(); ++j) {
+    const double angle = detail::kPi * static_cast<double>(j) / static_cast<double>(plan.size);
+    tables.push_back({static_cast<Scalar>(std::cos(angle)), static_cast<Scalar>(std::sin(angle))});
+  }
+  return tables;
+}
+
+// Copies to new memory of the device. Neither is allowed in a thread that captures a graph unless it says that it means
+// another stream.
+cudaError_t upload(const void* data, size_t bytes, void** copy) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) return error;
+  cudaStream_t stream = nullptr;
+  error = cudaMalloc(copy, bytes);
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (error == cudaSuccess) {
+    error = cudaMemcpyAsync(*copy, data, bytes, cudaMemcpyHostToDevice, stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+  }
+  if (error != cudaSuccess && *copy != nullptr) cudaFree(*copy);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  return error;
+}
+
+}  // namespace
+
+int64_t plan_length(int64_t size, bool padded) { return plan_of(size, padded).length; }
+
+template <class Scalar>
+const DevicePlan<Scalar>* device_plan(int64_t size, bool padded, int* error) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, int64_t, bool>, std::unique_ptr<const DevicePlan<Scalar>>> plans;
+  int device = 0;
+  if ((*error = cudaGetDevice(&device)) != cudaSuccess) return nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::unique_ptr<const DevicePlan<Scalar>>& known = plans[{device, size, padded}];
+  if (known != nullptr) return known.get();
+
+  const Plan& plan = plan_of(size, padded);
+  if (plan.stages.size() > DevicePlan<Scalar>::kMostStages || plan.length > INT32_MAX / 64) {
+    *error = kTooLarge;
+    return nullptr;
+  }
+  auto fresh = std::make_unique<DevicePlan<Scalar>>();
+  fresh->size = static_cast<int>(plan.size);
+  fresh->length = static_cast<int>(plan.length);
+  const std::vector<Complex<Scalar>> tables = tables_of(plan, *fresh);
+  void* copy = nullptr;
+  if (!tables.empty() && (*error = upload(tables.data(), tables.size() * sizeof(tables[0]), &copy)) != cudaSuccess) {
+    return nullptr;
+  }
+  fresh->twiddles = static_cast<const Complex<Scalar>*>(copy);
+  if (!plan.embedded()) fresh->twist = fresh->twiddles + (tables.size() - plan.size);
+  known = std::move(fresh);
+  return known.get();
+}
+
+template const DevicePlan<float>* device_plan<float>(int64_t, bool, int*);
+template const DevicePlan<double>* device_plan<double>(int64_t, bool, int*);
+
+}  // namespace surm::cuda
