@@ -1,0 +1,38 @@
+// What a test sets and sees of the emulator: each module built from kernels has one of its own.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "emulator.h"
+
+namespace surm::emulator {
+
+inline void bind_controls(pybind11::module_& m) {
+  pybind11::register_exception<Error>(m, "Error", PyExc_RuntimeError);
+  pybind11::class_<Launch>(m, "Launch")
+      .def_readonly("threads", &Launch::threads)
+      .def_readonly("shared_bytes", &Launch::shared_bytes)
+      .def_readonly("barriers", &Launch::barriers)
+      .def_property_readonly("grid", [](const Launch& launch) {
+        return pybind11::make_tuple(launch.grid.x, launch.grid.y, launch.grid.z);
+      });
+  m.def("set_seed", [](unsigned value) { seed = value; });
+  m.def("set_device", [](int number) {
+    if (cudaSetDevice(number) != cudaSuccess) throw pybind11::value_error("no such device");
+  });
+  m.def("set_capturing", [](bool value) { capturing = value; });
+  m.def("allocations", [] { return allocations; });
+  m.def("take_launches", [] {
+    std::vector<Launch> taken;
+    taken.swap(launches);
+    return taken;
+  });
+  m.attr("shared_bytes_of_devices") = [] {
+    std::vector<int> bytes;
+    for (const Device& device : kDevices) bytes.push_back(device.shared_bytes_of_block);
+    return pybind11::tuple(pybind11::cast(bytes));
+  }();
+}
+
+}  // namespace surm::emulator

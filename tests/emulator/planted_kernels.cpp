@@ -1,0 +1,152 @@
+// A kernel that is right, the same with one mistake each, and small ones that show a single property of the emulator.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "butterflies.h"
+#include "controls.h"
+#include "cuda/device.cuh"
+
+namespace {
+
+using surm::Complex;
+using surm::cuda::launch;
+using surm::cuda::Shared;
+using surm::cuda::shared_memory;
+
+constexpr int kThreads = 64;
+constexpr uint32_t kAllLanes = 0xffffffff;
+
+enum Mistake { kNone, kMissingBarrier, kOutOfBounds, kDivergentBarrier, kLeavesEarly, kMissingLane, kReadsUnwritten };
+
+__device__ float sum_of_warp(float value) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kAllLanes, value, lanes);
+  return value;
+}
+
+// y[block] = the sum of x over the block's threads.
+template <Mistake kMistake>
+__global__ void __launch_bounds__(kThreads) sum_of_block(const float* x, float* y) {
+  const Shared<float> sums = shared_memory<float>(16);
+  const int thread = threadIdx.x, warp = thread / 32;
+  if (kMistake == kLeavesEarly && thread == 5) return;
+  float value = x[blockIdx.x * blockDim.x + thread];
+  if (kMistake != kMissingLane || thread != 37) value = sum_of_warp(value);
+  if (thread % 32 == 0 && (kMistake != kReadsUnwritten || warp == 0))
+    sums[kMistake == kOutOfBounds ? 2 * warp : warp] = value;
+  if (kMistake == kDivergentBarrier && warp == 1) {
+    __syncthreads();
+  } else if (kMistake != kMissingBarrier) {
+    __syncthreads();
+  }
+  if (thread == 0) y[blockIdx.x] = sums[0] + sums[1];
+}
+
+template <Mistake kMistake>
+void sum_of_blocks(pybind11::array_t<float> x, pybind11::array_t<float> y) {
+  const int error = launch(sum_of_block<kMistake>, dim3(static_cast<unsigned>(y.size())), kThreads,
+                           16 + 2 * sizeof(float), nullptr, x.data(), y.mutable_data());
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(static_cast<cudaError_t>(error)));
+}
+
+// Each value is moved one place on, through shared memory, in one interval after another.
+template <class T>
+__global__ void rotate(const T* x, T* y, int times) {
+  const Shared<T> row = shared_memory<T>();
+  const int i = threadIdx.x, n = blockDim.x;
+  row[i] = x[i];
+  for (int k = 0; k < times; ++k) {
+    __syncthreads();
+    const T value = row[(i + n - 1) % n];
+    __syncthreads();
+    row[i] = value;
+  }
+  y[i] = row[i];
+}
+
+template <class T>
+void rotated(pybind11::array x, pybind11::array y, int times) {
+  const int threads = static_cast<int>(x.nbytes() / sizeof(T));
+  launch(rotate<T>, dim3(1), threads, x.nbytes(), nullptr, static_cast<const T*>(x.data()),
+         static_cast<T*>(y.mutable_data()), times);
+}
+
+// The order in which the threads of all blocks come to write.
+__global__ void write_order(int* order, int* next) { order[(*next)++] = blockIdx.x * blockDim.x + threadIdx.x; }
+
+// Two threads write neighbouring 16-bit values, or the same one.
+__global__ void write_halves(int distance) { shared_memory<uint16_t>()[distance * threadIdx.x] = 1; }
+
+__global__ void write_one(int read) {
+  const Shared<uint32_t> memory = shared_memory<uint32_t>();
+  if (threadIdx.x == 1 || !read) {
+    memory[0] = 1;
+  } else if (memory[0] == 2) {
+    memory[1] = 1;
+  }
+}
+
+// Reads a value of T at a byte of shared memory.
+template <class T>
+__global__ void read_at(int byte, T* value) {
+  *value = shared_memory<T>(byte)[0];
+}
+
+// A read of device memory that the device would refuse.
+__global__ void read_device(const unsigned char* memory, uint4* value) {
+  *value = *reinterpret_cast<const uint4*>(memory);
+}
+
+// Each lane takes the value of another: down by `lanes`, or from lane `lanes`.
+__global__ void shuffled(int* y, int lanes, int width, bool down) {
+  const int lane = threadIdx.x;
+  y[lane] = down ? __shfl_down_sync(kAllLanes, lane, lanes, width) : __shfl_sync(kAllLanes, lane, lanes, width);
+}
+
+// What a launch of these sizes returns.
+__global__ void nothing() {}
+
+std::string launch_nothing(unsigned x, unsigned y, int threads, int64_t shared_bytes) {
+  const int error = launch(nothing, dim3(x, y), threads, shared_bytes, nullptr);
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(planted_kernels, m) {
+  surm::emulator::bind_controls(m);
+  m.def("sum", &sum_of_blocks<kNone>);
+  m.def("sum_with_missing_barrier", &sum_of_blocks<kMissingBarrier>);
+  m.def("sum_out_of_bounds", &sum_of_blocks<kOutOfBounds>);
+  m.def("sum_with_divergent_barrier", &sum_of_blocks<kDivergentBarrier>);
+  m.def("sum_of_threads_that_leave", &sum_of_blocks<kLeavesEarly>);
+  m.def("sum_with_missing_lane", &sum_of_blocks<kMissingLane>);
+  m.def("sum_of_unwritten", &sum_of_blocks<kReadsUnwritten>);
+  m.def("rotate_16", &rotated<uint16_t>);
+  m.def("rotate_complex", &rotated<Complex<float>>);
+  m.def("rotate_128", &rotated<uint4>);
+  m.def("write_order", [](pybind11::array_t<int> order, unsigned blocks, int threads) {
+    int next = 0;
+    launch(write_order, dim3(blocks), threads, 0, nullptr, order.mutable_data(), &next);
+  });
+  m.def("write_halves", [](int distance) { launch(write_halves, dim3(1), 2, 64, nullptr, distance); });
+  m.def("write_and_write", [] { launch(write_one, dim3(1), 2, 64, nullptr, 0); });
+  m.def("write_and_read", [] { launch(write_one, dim3(1), 2, 64, nullptr, 1); });
+  m.def("read_shared_double", [](int byte) {
+    double value = 0;
+    launch(read_at<double>, dim3(1), 1, 64, nullptr, byte, &value);
+    return value;
+  });
+  m.def("read_device_16_bytes", [](pybind11::array_t<unsigned char> memory) {
+    uint4 value{};
+    launch(read_device, dim3(1), 1, 0, nullptr, memory.data(), &value);
+  });
+  m.def("shuffled", [](pybind11::array_t<int> y, int lanes, int width, bool down) {
+    launch(shuffled, dim3(1), static_cast<int>(y.size()), 0, nullptr, y.mutable_data(), lanes, width, down);
+  });
+  m.def("launch", &launch_nothing);
+  m.def("bfloat16_to_float", &surm::cuda::bfloat16_to_float);
+  m.def("float_to_bfloat16", &surm::cuda::float_to_bfloat16);
+  m.def("half_to_float", &surm::cuda::half_to_float);
+  m.def("float_to_half", &surm::cuda::float_to_half);
+}
