@@ -1,0 +1,1 @@
+"""The Triton kernels: parity under the interpreter, and compilation ahead of time within a budget."""

@@ -1,0 +1,51 @@
+"""The package of Triton kernels without Triton or a GPU, and the harness that judges compiled kernels."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.triton import harness
+from tests.triton.compile_all import MODULES
+
+IMPORT_WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import surm_kernels.triton
+assert not surm_kernels.triton.available
+assert "Triton cannot be imported" in surm_kernels.triton.reason
+"""
+
+IMPORT_AS_ON_A_GPU = """
+import importlib, pkgutil, surm_kernels.triton
+from triton.runtime import driver
+assert surm_kernels.triton.available and not surm_kernels.triton.reason
+for module in pkgutil.iter_modules(surm_kernels.triton.__path__):
+    importlib.import_module(f"surm_kernels.triton.{module.name}")
+assert driver._active is None and driver._default is None
+"""
+
+
+@pytest.mark.parametrize("program", [IMPORT_WITHOUT_TRITON, IMPORT_AS_ON_A_GPU], ids=["no Triton", "compiling"])
+def test_importing_needs_neither_triton_nor_a_gpu(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=harness.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_test_file_of_kernels_is_compiled() -> None:
+    files = {path.stem for path in (harness.ROOT / "tests/triton").glob("test_*.py")}
+    assert files == {*MODULES, "test_package"}
+
+
+def test_a_kernel_that_lacks_room_or_registers_is_at_fault() -> None:
+    sound = harness.Resources(registers=255, stack=harness.SPARE_STACK, shared=163 * 1024)
+    assert not harness.faults("sm_80", sound)
+    for target, resources in (
+        ("sm_80", harness.Resources(failure="does not compile")),
+        ("sm_90", harness.Resources(stack=harness.SPARE_STACK + 1)),
+        ("sm_100", harness.Resources(local=4)),
+        ("gfx942", harness.Resources(spills=1)),
+        ("gfx942", sound),
+    ):
+        assert harness.faults(target, resources)
