@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def require_floating(name: str, value: Any) -> None:
@@ -128,6 +129,18 @@ def require_bases(U: Tensor, s: Tensor, V: Tensor) -> None:
     require_matrix("U", U, "(m, k)")
     require_vector("s", s, "(k,)")
     require_shape("s", s, (U.shape[1],), "(k,) with k as in U")
+    _require_right_basis(U, V)
+
+
+def require_bases_of_bank(U: Tensor, s: Tensor, V: Tensor) -> None:
+    """Bases U (m, k) and V (n, k) with k values between them for each adapter, s (adapters, k)."""
+    require_matrix("U", U, "(m, k)")
+    require_matrix("s", s, "(adapters, k) to go with index")
+    require_shape("s", s, (s.shape[0], U.shape[1]), "(adapters, k) with k as in U")
+    _require_right_basis(U, V)
+
+
+def _require_right_basis(U: Tensor, V: Tensor) -> None:
     require_matrix("V", V, "(n, k)")
     require_shape("V", V, (V.shape[0], U.shape[1]), "(n, k) with k as in U")
 
@@ -143,6 +156,23 @@ def require_generators(G: Tensor, H: Tensor, v: Tensor, u: Tensor | None = None)
     else:
         require_vector("u", u, "(n,)")
         require_shape("H", H, (G.shape[0], u.shape[0]), "(r, n) with r as in G and n as in u")
+
+
+def require_index(x: Tensor, index: Any) -> None:
+    """An adapter for every token of x (..., n): integers (...) on its device."""
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index must be a torch.Tensor, got {type(index).__name__}")
+    if index.dtype not in INTEGER:
+        raise TypeError(f"index must be int64, int32, int16, int8 or uint8, got {_name(index.dtype)}")
+    require_shape("index", index, tuple(x.shape[:-1]), "(...) of x without its features")
+    require_same_device(x, "index", index)
+
+
+def require_within(index: Tensor, adapters: int) -> None:
+    """No adapter that is not there; the first one gets named. For the CPU alone: it looks at the values."""
+    outside = (index < 0) | (index >= adapters)
+    if outside.any():
+        raise ValueError(f"index must be between 0 and {adapters - 1}, got {int(index[outside][0])}")
 
 
 def require_apart(v: Tensor, u: Tensor) -> None:

@@ -16,9 +16,10 @@ VARIABLES = (
     EnvironmentVariable(
         "SURM_KERNELS_BACKEND",
         "auto",
-        ("auto", "extension", "reference"),
+        ("auto", "extension", "reference", "cuda", "triton"),
         "at import: auto takes the compiled library and falls back to the reference with a warning, "
-        "extension insists on the library, reference leaves it alone",
+        "extension insists on the library, reference leaves all kernels alone; cuda (C++) and triton allow CUDA "
+        "tensors that backend alone",
     ),
     EnvironmentVariable(
         "SURM_KERNELS_ISA",

@@ -6,6 +6,7 @@ kernels use and `cuda_architectures` what GPU kernels were compiled for, both em
 
 import ctypes
 import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -52,6 +53,21 @@ def _ask(path: Path | None, function: str) -> str:
     if answer.startswith("error: "):
         raise ValueError(answer.removeprefix("error: "))
     return answer
+
+
+def why_no_cuda() -> str:
+    """Why the library has no kernels in CUDA C++, empty if it has."""
+    if reason is not None:
+        return reason
+    return "" if cuda_architectures else "nvcc was not found when the library was built, or SURM_KERNELS_CUDA was 0"
+
+
+@cache
+def number(function: str, *arguments: int) -> int:
+    """What a function of the library that takes and returns whole numbers says."""
+    call = getattr(ctypes.CDLL(str(_path)), function)
+    call.restype = ctypes.c_int64
+    return int(call(*map(ctypes.c_int64, arguments)))
 
 
 _path = library_path()

@@ -6,9 +6,7 @@ hand and leaves it in the user's cache, in a file for each place: processor, thr
 
 import json
 import math
-import os
 import re
-import sys
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from surm_kernels import _environment, _extension, _processor
+from surm_kernels import _cache, _extension, _processor
 from surm_kernels.structures import Structure
 
 SHIPPED = Path(__file__).with_suffix(".json")
@@ -155,22 +153,7 @@ def forget() -> None:
 
 def user_file(place: Place) -> Path:
     """Where a user's own constants of a place lie."""
-    words = f"costs {place.version} {place.processor} {place.instruction_set} {place.threads} threads"
-    return _cache_folder() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words)}.json"
-
-
-def _cache_folder() -> Path:
-    """Where this package may leave what can be made again: the user's choice, else the system's custom."""
-    home = Path(os.path.expanduser("~"))
-    if (chosen := _environment.read("SURM_KERNELS_CACHE")) != "auto":
-        return Path(chosen)
-    if sys.platform == "darwin":
-        parent = home / "Library" / "Caches"
-    elif sys.platform == "win32":
-        parent = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    else:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return parent / "surm_kernels"
+    return _cache.file(f"costs {place.version} {place.processor} {place.instruction_set} {place.threads} threads")
 
 
 def write(tables: Table | Sequence[Table], file: Path) -> None:
@@ -178,10 +161,4 @@ def write(tables: Table | Sequence[Table], file: Path) -> None:
     document = tables.to_json() if isinstance(tables, Table) else [table.to_json() for table in tables]
     text = json.dumps(document, indent=1, allow_nan=False)
     text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)  # a line a size
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    _cache.write(text + "\n", file)

@@ -7,7 +7,11 @@ A training step of y = x W0ᵀ + bias + scale x W(θ)ᵀ costs, beyond the produ
 
 A pass over the tokens takes a call's overhead and then a time for each unit of the structure's `token_work`; merging
 takes a time for each unit of its `merge_work`. The constants are measured (cost_constants.py), never when a layer is
-called, so that it makes the same choice every time. On a GPU the constants of the processor serve for now.
+called, so that it makes the same choice every time.
+
+On a GPU, where all of this is bound by memory, the model counts what moves instead. For m x n weights, direct reads x,
+writes the update of y and reads it again, n + 2 m values a token, and writes and reads the update of x's gradient, 2 n
+more; merging reads and writes a weight.
 """
 
 import math
@@ -28,6 +32,7 @@ def prefers_merged(
     parameter_gradients: bool,
     input_gradient: bool,
     threads: int | None = None,
+    device_type: str = "cpu",
 ) -> bool:
     """Whether merging is the faster strategy of an adapted layer.
 
@@ -39,8 +44,13 @@ def prefers_merged(
             once, and merging always wins.
         input_gradient: whether the gradient of x is wanted as well.
         threads: of an operation, by default as many as torch uses.
+        device_type: "cpu", or that of a GPU.
     """
-    return not parameter_gradients or tokens >= break_even(structure, dtype, input_gradient, threads)
+    if not parameter_gradients:
+        return True
+    if device_type != "cpu":
+        return tokens >= break_even_by_traffic(structure, input_gradient)
+    return tokens >= break_even(structure, dtype, input_gradient, threads)
 
 
 def break_even(
@@ -66,6 +76,12 @@ def break_even_at(costs: Costs, structure: Structure, input_gradient: bool = Tru
         return 0.0
     a_token = a_unit * structure.token_work()
     return lead / a_token if a_token > 0 else math.inf
+
+
+def break_even_by_traffic(structure: Structure, input_gradient: bool = True) -> float:
+    """`break_even` on a GPU, by counting what moves through memory."""
+    m, n = structure.out_features, structure.in_features
+    return 2 * m * n / (n + 2 * m + 2 * n * input_gradient)
 
 
 def forget() -> None:

@@ -1,8 +1,14 @@
 """What every test shares: seeds, poisoned memory, and hypothesis without deadlines or chance."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
+
+# Triton chooses between compiling and interpreting when it is first imported, which torch.compile may well do.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("surm_kernels", deadline=None, derandomize=True, max_examples=40, print_blob=True)
 settings.load_profile("surm_kernels")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surm_kernels import _processor, cost_constants, cost_model, structures
+from surm_kernels import _cache, _processor, cost_constants, cost_model, structures
 from surm_kernels.command import calibration
 from surm_kernels.cost_constants import Costs, Place, Table
 from surm_kernels.cost_model import break_even, break_even_at, prefers_merged
@@ -91,6 +91,17 @@ class TestChoice:
     def test_a_product_that_costs_nothing_is_never_merged(self, monkeypatch) -> None:
         free = Costs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1e-9)
         assert break_even_at(free, Own(100, 30)) == math.inf
+
+    @pytest.mark.parametrize(("input_gradient", "tokens"), [(True, 6000 / 360), (False, 6000 / 160)])
+    def test_on_a_gpu_the_break_even_is_a_weight_read_and_written_over_what_direct_moves_a_token(
+        self, input_gradient: bool, tokens: float
+    ) -> None:
+        structure = Own(100, 30)
+        for number in (math.floor(tokens), math.ceil(tokens)):
+            wanted = {"input_gradient": input_gradient, "device_type": "cuda"}
+            found = prefers_merged(structure, number, torch.float32, parameter_gradients=True, **wanted)
+            assert found == (number >= tokens)
+            assert prefers_merged(structure, number, torch.float32, parameter_gradients=False, **wanted)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("name", calibration.FAMILIES)
@@ -311,15 +322,15 @@ class TestFiles:
     def test_the_folder_is_the_users_choice_or_the_systems_custom(self, monkeypatch, here: Place) -> None:
         assert cost_constants.user_file(here).parent == Path(os.environ["SURM_KERNELS_CACHE"])
         monkeypatch.setenv("SURM_KERNELS_CACHE", "")
-        monkeypatch.setattr(cost_constants.sys, "platform", "linux")
+        monkeypatch.setattr(_cache.sys, "platform", "linux")
         monkeypatch.setenv("XDG_CACHE_HOME", "/some/cache")
         assert cost_constants.user_file(here).parent == Path("/some/cache/surm_kernels")
         monkeypatch.setenv("XDG_CACHE_HOME", "")
         monkeypatch.setenv("HOME", "/home/user")
         assert cost_constants.user_file(here).parent == Path("/home/user/.cache/surm_kernels")
-        monkeypatch.setattr(cost_constants.sys, "platform", "darwin")
+        monkeypatch.setattr(_cache.sys, "platform", "darwin")
         assert cost_constants.user_file(here).parent == Path("/home/user/Library/Caches/surm_kernels")
-        monkeypatch.setattr(cost_constants.sys, "platform", "win32")
+        monkeypatch.setattr(_cache.sys, "platform", "win32")
         monkeypatch.setenv("LOCALAPPDATA", "/local")
         assert cost_constants.user_file(here).parent == Path("/local/surm_kernels")
 

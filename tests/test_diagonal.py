@@ -1,6 +1,7 @@
 """The diagonal operators against the dense float64 matrix, for every shape and layout that hurts, and their memory."""
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from surm_kernels import _extension, functional
+from surm_kernels import _extension, functional, ops
 from surm_kernels.command.peak_memory import PeakMemory
 from surm_kernels.ops.diagonal import diagonal, diagonal_backward, diagonal_pullback
 from tests import oracle
@@ -95,7 +96,7 @@ def test_groups_are_independent_problems(shape: Shape, dtype: torch.dtype) -> No
         assert_matches(parameters, *tokens_and_cotangents(shape, tokens, dtype, groups=3))
 
 
-def assert_matches(parameters: Factors, x: Tensor, g: Tensor) -> None:
+def assert_matches(parameters: Factors, x: Tensor, g: Tensor, operators: ModuleType = ops.diagonal) -> None:
     """The product, with and without base, its transpose, and both gradients; g has the output's shape."""
     u, s, v = parameters
     dense = matrices(u, s, v)
@@ -113,13 +114,13 @@ def assert_matches(parameters: Factors, x: Tensor, g: Tensor) -> None:
     size_s = SCALE * (x64.norm() * g64.norm() * directions.norm()).item() / (tokens * m * n) ** 0.5
 
     many = q.numel() >= ENOUGH
-    assert_close(diagonal(x, u, s, v, None, 1.0), y, "y", size_y, terms_y, many)
-    with_base = diagonal(x, u, s, v, g, SCALE)
+    assert_close(operators.diagonal(x, u, s, v, None, 1.0), y, "y", size_y, terms_y, many)
+    with_base = operators.diagonal(x, u, s, v, g, SCALE)
     assert_close(with_base, g64 + SCALE * y, "y with base", SCALE * size_y, g64.abs() + SCALE * terms_y, many)
-    transposed = diagonal(g, v, s, u, None, SCALE)
+    transposed = operators.diagonal(g, v, s, u, None, SCALE)
     assert_close(transposed, x_gradient, "transposed y", size_x, terms_x, many)
-    assert_close(diagonal_pullback(g, x, u, v, SCALE), s_gradient, "pullback", size_s, terms_s, False)
-    got_x, got_s = diagonal_backward(g, x, u, s, v, SCALE)
+    assert_close(operators.diagonal_pullback(g, x, u, v, SCALE), s_gradient, "pullback", size_s, terms_s, False)
+    got_x, got_s = operators.diagonal_backward(g, x, u, s, v, SCALE)
     assert_close(got_x, x_gradient, "gradient of x", size_x, terms_x, many)
     assert_close(got_s, s_gradient, "gradient of s", size_s, terms_s, False)
 

@@ -89,9 +89,17 @@ def assert_matches_dense(t: Tensor, rows: int, columns: int, all_tokens: tuple[i
         oracle.assert_close(got_t, t_gradient, f"gradient of t of {tokens} tokens", size_t)
 
 
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "dtype", "reflected"),
+    [
+        (size, dtype, reflected)
+        for size in SIZES
+        for dtype in DTYPES
+        for reflected in (False, True)
+        # Toeplitz and Hankel matrices take turns where they are large.
+        if size <= 1024 or (SIZES.index(size) + DTYPES.index(dtype)) % 2 == reflected
+    ],
+)
 def test_product_and_gradients_match_the_dense_matrix(size: int, dtype: torch.dtype, reflected: bool) -> None:
     t = torch.randn(1, 1, 1, 2 * size - 1).to(dtype)
     assert_matches_dense(t, size, size, tokens_of(size), reflected)

@@ -10,7 +10,7 @@ from torch import Tensor
 FLOAT32_LIMIT = 2e-6
 LIMITS = {torch.float64: 1e-14, torch.float32: FLOAT32_LIMIT}
 ROUNDING_FACTOR = 1.05  # 16-bit results: times the error of rounding the exact answer
-TWICE_ROUNDED_FACTOR = 1.5  # of an adapted layer in 16 bits, whose roundings add as their squares
+ROUNDINGS_FACTORS = {1: ROUNDING_FACTOR, 2: 1.5, 3: 1.8}  # of results rounded more often, which add as their squares
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def error(got: Tensor, exact: Tensor) -> float:
 def deviation(got: Tensor, exact: Tensor, roundings: int = 1) -> Deviation:
     """The error of a result, with the limit for its type; `exact` is float64.
 
-    The kernels compute inside float32 and round a 16-bit result once; what is made of two products has two roundings.
+    The kernels compute inside float32 and round a 16-bit result once; what is made of two products has two roundings,
+    SiVA's gradient three.
     """
     limit = LIMITS.get(got.dtype)
     if limit is None:
-        factor = ROUNDING_FACTOR if roundings == 1 else TWICE_ROUNDED_FACTOR
-        limit = factor * error(exact.to(got.dtype), exact) + FLOAT32_LIMIT
+        limit = ROUNDINGS_FACTORS[roundings] * error(exact.to(got.dtype), exact) + FLOAT32_LIMIT
     return Deviation(error(got, exact), limit)
 
 

@@ -2,12 +2,16 @@
 
 A structure is checked through its public product and matrix. Autograd takes the cheapest operator that gives the
 derivatives asked for, so the six maps below reach every kernel of a structure. One entry in STRUCTURES adds one.
+
+Tensors on a GPU may take two ways, so there all is checked twice: with the kernels in CUDA C++ first where both serve,
+and with Triton's.
 """
 
 import argparse
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -18,10 +22,11 @@ from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor
 
-from surm_kernels import dense, functional, reference
+from surm_kernels import _extension, dense, functional, gpu_rule, reference, triton
 from surm_kernels.command import accuracy, machine
 from surm_kernels.command.accuracy import Deviation
 from surm_kernels.command.usage import UsageError, select
+from surm_kernels.ops import _cuda
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SCALE = 0.75
@@ -288,7 +293,9 @@ def run(arguments: argparse.Namespace) -> int:
     device = _device(arguments.device)
     start, failures = time.perf_counter(), 0
     console = Console()
-    console.print(f"{machine.kernels()}, {torch.get_num_threads()} threads, device {device}", highlight=False)
+    ways = _ways(device)
+    kernels = machine.kernels() if device.type != "cuda" else _gpu_kernels()
+    console.print(f"{kernels}, {torch.get_num_threads()} threads, device {device}", highlight=False)
     console.print("Worst normwise error against the dense float64 matrix;")
     console.print("16-bit types: as a multiple of the error of rounding the exact answer.", highlight=False)
     problems = sum(len(structure.cases) for structure in chosen)
@@ -303,14 +310,39 @@ def run(arguments: argparse.Namespace) -> int:
     _print_line(console, "structure", "kernel", [str(dtype).removeprefix("torch.") for dtype in DTYPES], "")
     _print_line(console, "", "limit", [_limit(dtype) for dtype in DTYPES], "")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("checking", total=len(DTYPES) * problems)
-        for structure in chosen:
-            findings = examine(structure, device, partial(progress.advance, task))
-            failures += sum(not _report(console, structure, name, findings) for name in MAPS)
-    checked = len(chosen) * len(MAPS)
+        task = progress.add_task("checking", total=len(DTYPES) * problems * len(ways))
+        for title, way in ways.items():
+            if title:
+                console.print(f"\n{title}", highlight=False)
+            with way:
+                for structure in chosen:
+                    findings = examine(structure, device, partial(progress.advance, task))
+                    failures += sum(not _report(console, structure, name, findings) for name in MAPS)
+    checked = len(chosen) * len(MAPS) * len(ways)
     verdict = f"{failures} of {checked} kernels FAILED" if failures else f"all {checked} kernels ok"
     console.print(f"\n{verdict}, {time.perf_counter() - start:.0f} s", highlight=False)
     return 1 if failures else 0
+
+
+def _ways(device: torch.device) -> dict[str, AbstractContextManager[None]]:
+    """The ways that tensors may take on a device, by title."""
+    if device.type != "cuda":
+        return {"": nullcontext()}
+    return {
+        "CUDA C++ before Triton": _cuda.using(gpu_rule.ALWAYS_CUDA),
+        "Triton before CUDA C++": _cuda.using(gpu_rule.ALWAYS_TRITON),
+    }
+
+
+def _gpu_kernels() -> str:
+    """What computes the products on a GPU."""
+    cuda, without = _extension.cuda_architectures, _extension.why_no_cuda()
+    return ", ".join(
+        (
+            f"no CUDA C++ ({without})" if without else f"CUDA C++ for {cuda}",
+            "Triton" if triton.available else f"no Triton ({triton.reason})",
+        )
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -1,13 +1,15 @@
 """`surm-kernels info`: what is installed and what serves here, the first thing to add to a report of a problem."""
 
 import argparse
+import importlib
 import os
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from surm_kernels import _environment, _extension, cost_constants
+from surm_kernels import _environment, _extension, cost_constants, gpu_rule, triton
 from surm_kernels.command import machine
 from surm_kernels.command.usage import threads_text
 
@@ -36,10 +38,11 @@ def _facts() -> list[tuple[str, str]]:
         ("threads", f"{torch.get_num_threads()} in an operation"),
         ("library", _library()),
         ("instruction set", _instruction_set()),
-        ("CPU kernels", _kernels("CPU")),
-        ("CUDA kernels", _kernels("CUDA")),
-        ("CUDA build", _cuda_build()),
+        ("CPU kernels", _cpu_kernels()),
+        ("CUDA C++", _cuda()),
+        ("Triton", _triton()),
         ("GPU", _gpu()),
+        ("GPU rule", _gpu_rule()),
         ("strategies", _strategies()),
     ]
 
@@ -55,23 +58,29 @@ def _instruction_set() -> str:
     return f"{used} (this machine has {', '.join(machine.instruction_sets())})"
 
 
-def _kernels(device: str) -> str:
-    """The operators that have a compiled kernel for a kind of device."""
+def _cpu_kernels() -> str:
+    """The operators that have a compiled kernel for the CPU."""
     operators = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("surm_kernels::"))
     compiled = [
         name.removeprefix("surm_kernels::")
         for name in operators
-        if torch._C._dispatch_has_kernel_for_dispatch_key(name, device)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
     ]
     return ", ".join(compiled) or "none, the PyTorch reference serves"
 
 
-def _cuda_build() -> str:
-    if not _extension.available:
-        return f"none: {_extension.reason}"
-    if not _extension.cuda_architectures:
-        return "none: nvcc was not found when the library was built, or SURM_KERNELS_CUDA was 0"
-    return f"compiled for {_extension.cuda_architectures}"
+def _cuda() -> str:
+    """What was compiled for which architectures."""
+    if reason := _extension.why_no_cuda():
+        return f"none: {reason}"
+    return f"for {_extension.cuda_architectures}: {', '.join(gpu_rule.CUDA_OPERATORS)}"
+
+
+def _triton() -> str:
+    """The version of Triton and the operators it has a kernel for."""
+    if not triton.available:
+        return f"none: {triton.reason}"
+    return f"{importlib.import_module('triton').__version__}: {', '.join(gpu_rule.TRITON_OPERATORS)}"
 
 
 def _gpu() -> str:
@@ -80,6 +89,15 @@ def _gpu() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return f"none: torch {torch.__version__} is built without GPU support"
     return "none: torch sees no GPU"
+
+
+def _gpu_rule() -> str:
+    """The constants by which CUDA tensors go to CUDA C++ or Triton."""
+    name = next(iter(machine.gpus()), "")
+    file = gpu_rule.user_file(name)
+    source = str(file) if name and file.exists() else "defaults, not measured"
+    constants = asdict(gpu_rule.crossovers_of(name) if name else gpu_rule.Crossovers())
+    return f"{', '.join(f'{field} {value}' for field, value in constants.items())} ({source})"
 
 
 def _strategies() -> str:

@@ -1,4 +1,7 @@
-"""`surm-kernels tune`: measures the constants by which an adapted layer chooses its strategy, on this machine."""
+"""`surm-kernels tune`: measures the constants by which an adapted layer chooses its strategy, on this machine.
+
+On a GPU it measures instead by what CUDA tensors go to CUDA C++ or Triton (gpu_calibration.py).
+"""
 
 import argparse
 import contextlib
@@ -13,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Grid
 
 from surm_kernels import cost_constants, cost_model
-from surm_kernels.command import calibration
+from surm_kernels.command import calibration, gpu_calibration
 from surm_kernels.command.calibration import FAMILIES, FULL, QUICK, SIZES, Effort
 from surm_kernels.command.usage import UsageError, check_writable, positive_integer, threads_text
 from surm_kernels.cost_constants import MEASURED_TYPES, Place, Table
@@ -33,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of threads, constants for each (default: what torch chooses for this machine)",
     )
+    parser.add_argument(
+        "--device", default="cpu", metavar="DEVICE", help="cpu, or cuda to measure which kernels are faster on a GPU"
+    )
     parser.add_argument("--show", action="store_true", help="print what the constants in use lead to and end")
     parser.add_argument("--reset", action="store_true", help="remove the measured constants: the package's serve again")
     parser.add_argument(
@@ -45,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_OF_A_FILE)
+    if arguments.device != "cpu":
+        return gpu_calibration.run(arguments, console)
     check_writable("--output", arguments.output)
     threads = list(dict.fromkeys(arguments.threads or [torch.get_num_threads()]))
     if arguments.show or arguments.reset:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
+from surm_kernels.ops._differentiable import _transforms_active
 
 # What reaches an operator in float32 where the answer has 16 bits.
 Wide = Literal["nothing", "parameters", "everything"]
@@ -54,6 +55,15 @@ def product(
     arguments = [cast(parameter, parameter_type) for parameter in parameters.values()]
     start = None if base is None else cast(base, token_type)
     return cast(operator(rows, *arguments, start, float(scale)), result).view(*leading, outputs)
+
+
+def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:
+    """The adapter of every token of x in a row, (T,); one that is not there is refused where numbers are at hand."""
+    _checks.require_index(x, index)
+    plain = index.device.type == "cpu" and type(index) is Tensor
+    if plain and not torch.compiler.is_compiling() and not _transforms_active():
+        _checks.require_within(index, adapters)
+    return index.reshape(-1)
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:

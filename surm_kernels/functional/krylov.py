@@ -5,28 +5,49 @@ from typing import Any
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.functional._product import Wide, product
+from surm_kernels.functional._product import Wide, chosen, product
+from surm_kernels.ops import bank as _bank
 from surm_kernels.ops import krylov as _ops
 
 
-def circulant_linear(x: Tensor, c: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+def circulant_linear(
+    x: Tensor, c: Tensor, *, base: Tensor | None = None, scale: float = 1.0, index: Tensor | None = None
+) -> Tensor:
     """Product with the circulant matrix whose first column is c, `W[i, j] = c[(i - j) % n]`.
 
-    One transform each way: W x = irfft(rfft(c) * rfft(x)) (SURM, arXiv 2406.17740).
+    One transform each way: W x = irfft(rfft(c) * rfft(x)) (SURM, arXiv 2406.17740). With an index every token has a
+    matrix of its own, as in serving many adapters in one batch; an index out of range is refused on the CPU and gives
+    that token NaN on other devices, which are not waited for, and under torch.compile.
 
     Args:
         x: tokens, (..., n).
-        c: first column, (n,).
+        c: first column, (n,), or with an index those of all adapters, (adapters, n).
         base: added to the product, broadcastable to (..., n).
         scale: factor of the product.
+        index: the adapter of every token, integers (...).
 
     Returns:
         `base + scale * x @ W.T`, (..., n).
 
-    Equivalent to `F.linear(x, scale * dense.circulant(c), bias=base)`.
+    Equivalent to `F.linear(x, scale * dense.circulant(c), bias=base)`; with an index for each token t to
+    `F.linear(x[t], scale * dense.circulant(c[index[t]]), bias=base[t])`.
     """
+    if index is not None:
+        return _circulant_by_token(x, c, base, scale, index)
     _checks.require_vector("c", c, "(n,)")
     return _krylov(x, "c", c, _CIRCULANT, base, scale)
+
+
+def _circulant_by_token(x: Tensor, c: Tensor, base: Tensor | None, scale: float, index: Tensor) -> Tensor:
+    _checks.require_floating("x", x)
+    _checks.require_matrix("c", c, "(adapters, n) to go with index")
+    tokens = chosen(x, index, c.shape[0])
+
+    def operator(rows: Tensor, c: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        start = None if base is None else base.squeeze(0)
+        return _bank.circulant_bank(rows.squeeze(0), c, tokens, start, 1, scale, False).unsqueeze(0)
+
+    return product(operator, x, {"c": c}, c.shape[1], c.shape[1], base, scale)
 
 
 def skew_circulant_linear(x: Tensor, s: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:

@@ -3,12 +3,20 @@
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.functional._product import product
+from surm_kernels.functional._product import chosen, product
+from surm_kernels.ops import bank as _bank
 from surm_kernels.ops import diagonal as _ops
 
 
 def siva_linear(
-    x: Tensor, U: Tensor, s: Tensor, V: Tensor, *, base: Tensor | None = None, scale: float = 1.0
+    x: Tensor,
+    U: Tensor,
+    s: Tensor,
+    V: Tensor,
+    *,
+    base: Tensor | None = None,
+    scale: float = 1.0,
+    index: Tensor | None = None,
 ) -> Tensor:
     """Product with the m x n matrix `W = U diag(s) V^T`, the update of SiVA: k singular directions of a frozen weight.
 
@@ -16,22 +24,43 @@ def siva_linear(
     memory for all tokens at once. Only x and the parameters are kept for the backward pass, where the gradients of x
     and s share a product; U and V, frozen in SiVA, get theirs from plain products.
 
+    With an index every token has values of its own on the same bases, as in serving many adapters in one batch, by two
+    plain products; an index out of range is refused on the CPU and gives that token NaN on other devices, which are
+    not waited for, and under torch.compile.
+
     Args:
         x: tokens, (..., n).
         U: left basis, (m, k).
-        s: values, (k,).
+        s: values, (k,), or with an index those of all adapters, (adapters, k).
         V: right basis, (n, k).
         base: added to the product, broadcastable to (..., m).
         scale: factor of the product.
+        index: the adapter of every token, integers (...).
 
     Returns:
         `base + scale * x @ W.T`, (..., m).
 
-    Equivalent to `base + scale * ((x @ V) * s) @ U.T`.
+    Equivalent to `base + scale * ((x @ V) * s) @ U.T`, with `s[index]` for s where there is an index.
     """
+    if index is not None:
+        return _siva_by_token(x, U, s, V, base, scale, index)
     _checks.require_bases(U, s, V)
 
     def operator(rows: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float) -> Tensor:
         return _ops.diagonal(rows, U.unsqueeze(0), s.unsqueeze(0), V.unsqueeze(0), base, scale)
+
+    return product(operator, x, {"U": U, "s": s, "V": V}, V.shape[0], U.shape[0], base, scale)
+
+
+def _siva_by_token(
+    x: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float, index: Tensor
+) -> Tensor:
+    _checks.require_floating("x", x)
+    _checks.require_bases_of_bank(U, s, V)
+    tokens = chosen(x, index, s.shape[0])
+
+    def operator(rows: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        start = None if base is None else base.squeeze(0)
+        return _bank.diagonal_bank(rows.squeeze(0), U, s, V, tokens, start, scale).unsqueeze(0)
 
     return product(operator, x, {"U": U, "s": s, "V": V}, V.shape[0], U.shape[0], base, scale)

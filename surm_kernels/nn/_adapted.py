@@ -41,11 +41,16 @@ class Update:
     merge_dtype: torch.dtype | None
     cache: MergedWeight | None = field(compare=False)
 
-    def merges(self, tokens: int, dtype: torch.dtype, need_x: bool, need_parameters: bool) -> bool:
-        """Whether W0 + scale W is formed for tokens and gradients like these, as far as speed says."""
+    def merges(self, x: Tensor, need_x: bool, need_parameters: bool) -> bool:
+        """Whether W0 + scale W is formed for tokens x and gradients like these, as far as speed says."""
         if self.strategy == "auto":
             return cost_model.prefers_merged(
-                self.structure, tokens, dtype, parameter_gradients=need_parameters, input_gradient=need_x
+                self.structure,
+                x.shape[0],
+                x.dtype,
+                parameter_gradients=need_parameters,
+                input_gradient=need_x,
+                device_type=x.device.type,
             )
         return self.strategy == "merged"
 
@@ -159,7 +164,7 @@ def traced(update: Update, x: Tensor, weight: Tensor, bias: Tensor | None, *para
     """
     need_x, need_parameters = x.requires_grad, any(parameter.requires_grad for parameter in parameters)
     rounded = x.dtype.itemsize == 2 and update.merge_dtype is None and update.strategy == "auto"
-    merged = not rounded and update.merges(x.shape[0], x.dtype, need_x, need_parameters)
+    merged = not rounded and update.merges(x, need_x, need_parameters)
     return Adapted.apply(replace(update, cache=None), merged, x, weight, bias, *parameters)
 
 

@@ -226,7 +226,7 @@ class AdaptedLinear(nn.Module):
         self, x: Tensor, weight: Tensor, parameters: Sequence[Tensor], need_x: bool, need_parameters: bool
     ) -> bool:
         """Whether this call merges: what the strategy says, unless `auto` would round the update away."""
-        merges = self._update.merges(x.shape[0], x.dtype, need_x, need_parameters)
+        merges = self._update.merges(x, need_x, need_parameters)
         if self.strategy == "auto" and not need_parameters and weight.device.type != "cpu":
             return False  # where changes cannot be looked for, nothing is kept from call to call
         if not merges or self.strategy != "auto" or x.dtype.itemsize > 2 or self.merge_dtype is not None:
@@ -245,7 +245,7 @@ class AdaptedLinear(nn.Module):
         if not _is_plain(self.base):
             return "direct"
         weight = self._weight
-        x = torch.empty(tokens, 0, dtype=dtype or weight.dtype)
+        x = torch.empty(tokens, 0, dtype=dtype or weight.dtype, device=weight.device)
         with torch.no_grad():
             parameters = [cast(parameter, x.dtype) for parameter in self.structured_parameters()]
             return "merged" if self._merges(x, weight, parameters, gradients, gradients) else "direct"

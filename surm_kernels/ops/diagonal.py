@@ -7,6 +7,7 @@ independent problems, which carries vmap. SiVA trains s alone, so u and v get th
 import torch
 from torch import Tensor
 
+from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define, without_autocast
 from surm_kernels.ops._multilinear import Form
 from surm_kernels.reference.ops import diagonal as reference
@@ -31,9 +32,13 @@ DIAGONAL = "diagonal(Tensor x, Tensor u, Tensor s, Tensor v, Tensor? base, float
 PULLBACK = "diagonal_pullback(Tensor g, Tensor x, Tensor u, Tensor v, float scale) -> Tensor"
 BACKWARD = "diagonal_backward(Tensor g, Tensor x, Tensor u, Tensor s, Tensor v, float scale) -> (Tensor, Tensor)"
 
-_diagonal = define(DIAGONAL, _diagonal_fake, reference.diagonal)
-_diagonal_pullback = define(PULLBACK, _diagonal_pullback_fake, reference.diagonal_pullback)
-_diagonal_backward = define(BACKWARD, _diagonal_backward_fake, reference.diagonal_backward)
+_diagonal = define(DIAGONAL, _diagonal_fake, reference.diagonal, cuda=_problems.diagonal)
+_diagonal_pullback = define(
+    PULLBACK, _diagonal_pullback_fake, reference.diagonal_pullback, cuda=_problems.diagonal_pullback
+)
+_diagonal_backward = define(
+    BACKWARD, _diagonal_backward_fake, reference.diagonal_backward, cuda=_problems.diagonal_backward
+)
 
 
 def _factor_gradient(g: Tensor, x: Tensor, s: Tensor, v: Tensor, scale: float) -> Tensor:

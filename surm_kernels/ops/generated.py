@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from surm_kernels import _checks
-from surm_kernels.ops import _panels
+from surm_kernels.ops import _panels, _problems
 from surm_kernels.ops._differentiable import _distinct, _requires_grad, _transforms_active
 from surm_kernels.ops._library import define, without_autocast
 
@@ -96,8 +96,10 @@ BACKWARD = (
     "bool need_x, bool need_parameters) -> Tensor[]"
 )
 
-_generated = define(GENERATED, _generated_fake, _panels.generated, compiled=False)
-_generated_backward = define(BACKWARD, _generated_backward_fake, _panels.generated_backward, compiled=False)
+_generated = define(GENERATED, _generated_fake, _panels.generated, compiled=False, cuda=_problems.generated)
+_generated_backward = define(
+    BACKWARD, _generated_backward_fake, _panels.generated_backward, compiled=False, cuda=_problems.generated_backward
+)
 
 
 class Generated(torch.autograd.Function):

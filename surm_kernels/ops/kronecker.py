@@ -7,6 +7,7 @@ problems, which carries vmap.
 import torch
 from torch import Tensor
 
+from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define
 from surm_kernels.ops._multilinear import Form
 from surm_kernels.reference.ops import kronecker as reference
@@ -37,10 +38,22 @@ PULLBACK_LEFT = "kronecker_pullback_left(Tensor g, Tensor x, Tensor b, float sca
 PULLBACK_RIGHT = "kronecker_pullback_right(Tensor g, Tensor x, Tensor a, float scale) -> Tensor"
 BACKWARD = "kronecker_backward(Tensor g, Tensor x, Tensor a, Tensor b, float scale) -> (Tensor, Tensor, Tensor)"
 
-_kronecker = define(KRONECKER, _kronecker_fake, reference.kronecker)
-_kronecker_pullback_left = define(PULLBACK_LEFT, _kronecker_pullback_left_fake, reference.kronecker_pullback_left)
-_kronecker_pullback_right = define(PULLBACK_RIGHT, _kronecker_pullback_right_fake, reference.kronecker_pullback_right)
-_kronecker_backward = define(BACKWARD, _kronecker_backward_fake, reference.kronecker_backward)
+_kronecker = define(KRONECKER, _kronecker_fake, reference.kronecker, cuda=_problems.kronecker)
+_kronecker_pullback_left = define(
+    PULLBACK_LEFT,
+    _kronecker_pullback_left_fake,
+    reference.kronecker_pullback_left,
+    cuda=_problems.kronecker_pullback_left,
+)
+_kronecker_pullback_right = define(
+    PULLBACK_RIGHT,
+    _kronecker_pullback_right_fake,
+    reference.kronecker_pullback_right,
+    cuda=_problems.kronecker_pullback_right,
+)
+_kronecker_backward = define(
+    BACKWARD, _kronecker_backward_fake, reference.kronecker_backward, cuda=_problems.kronecker_backward
+)
 
 # scale <g, x (a ⊗ b)^T>
 form = Form(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define
 from surm_kernels.ops._multilinear import Form
 from surm_kernels.reference.ops import krylov as reference
@@ -72,14 +73,18 @@ BY_SPECTRUM = (
 )
 MERGE = "krylov_merge(Tensor weight, Tensor v, int sign, float scale, Tensor(a!) out) -> ()"
 
-_krylov = define(KRYLOV, _krylov_fake, reference.krylov)
-_krylov_pullback = define(PULLBACK, _krylov_pullback_fake, reference.krylov_pullback)
-_krylov_backward = define(BACKWARD, _krylov_backward_fake, reference.krylov_backward)
-_krylov_dense = define(DENSE, _krylov_dense_fake, reference.krylov_dense)
-_krylov_dense_adjoint = define(DENSE_ADJOINT, _krylov_dense_adjoint_fake, reference.krylov_dense_adjoint)
-_krylov_spectrum = define(SPECTRUM, _krylov_spectrum_fake, reference.krylov_spectrum)
-_krylov_by_spectrum = define(BY_SPECTRUM, _krylov_by_spectrum_fake, reference.krylov_by_spectrum)
-_krylov_merge = define(MERGE, _krylov_merge_fake, reference.krylov_merge)
+_krylov = define(KRYLOV, _krylov_fake, reference.krylov, cuda=_problems.krylov)
+_krylov_pullback = define(PULLBACK, _krylov_pullback_fake, reference.krylov_pullback, cuda=_problems.krylov_pullback)
+_krylov_backward = define(BACKWARD, _krylov_backward_fake, reference.krylov_backward, cuda=_problems.krylov_backward)
+_krylov_dense = define(DENSE, _krylov_dense_fake, reference.krylov_dense, cuda=_problems.krylov_dense)
+_krylov_dense_adjoint = define(
+    DENSE_ADJOINT, _krylov_dense_adjoint_fake, reference.krylov_dense_adjoint, cuda=_problems.krylov_dense_adjoint
+)
+_krylov_spectrum = define(SPECTRUM, _krylov_spectrum_fake, reference.krylov_spectrum, cuda=_problems.krylov_spectrum)
+_krylov_by_spectrum = define(
+    BY_SPECTRUM, _krylov_by_spectrum_fake, reference.krylov_by_spectrum, cuda=_problems.krylov_by_spectrum
+)
+_krylov_merge = define(MERGE, _krylov_merge_fake, reference.krylov_merge, cuda=_problems.krylov_merge)
 
 # scale <g, x W(v)^T>
 form = Form(

@@ -8,6 +8,7 @@ which carries vmap.
 import torch
 from torch import Tensor
 
+from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define
 from surm_kernels.ops._multilinear import Form
 from surm_kernels.reference.ops import ldr as reference
@@ -53,10 +54,14 @@ BACKWARD = (
     "(Tensor, Tensor, Tensor)"
 )
 
-_ldr = define(LDR, _ldr_fake, reference.ldr)
-_ldr_pullback_left = define(PULLBACK_LEFT, _ldr_pullback_left_fake, reference.ldr_pullback_left)
-_ldr_pullback_right = define(PULLBACK_RIGHT, _ldr_pullback_right_fake, reference.ldr_pullback_right)
-_ldr_backward = define(BACKWARD, _ldr_backward_fake, reference.ldr_backward)
+_ldr = define(LDR, _ldr_fake, reference.ldr, cuda=_problems.ldr)
+_ldr_pullback_left = define(
+    PULLBACK_LEFT, _ldr_pullback_left_fake, reference.ldr_pullback_left, cuda=_problems.ldr_pullback_left
+)
+_ldr_pullback_right = define(
+    PULLBACK_RIGHT, _ldr_pullback_right_fake, reference.ldr_pullback_right, cuda=_problems.ldr_pullback_right
+)
+_ldr_backward = define(BACKWARD, _ldr_backward_fake, reference.ldr_backward, cuda=_problems.ldr_backward)
 
 # scale <g, x W(left, right)^T>
 form = Form(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define
 from surm_kernels.ops._multilinear import Form
 from surm_kernels.reference.ops import toeplitz as reference
@@ -91,14 +92,24 @@ BY_SPECTRUM = (
 )
 MERGE = "toeplitz_merge(Tensor weight, Tensor t, SymInt columns, bool reflected, float scale, Tensor(a!) out) -> ()"
 
-_toeplitz = define(TOEPLITZ, _toeplitz_fake, reference.toeplitz)
-_toeplitz_pullback = define(PULLBACK, _toeplitz_pullback_fake, reference.toeplitz_pullback)
-_toeplitz_backward = define(BACKWARD, _toeplitz_backward_fake, reference.toeplitz_backward)
-_toeplitz_dense = define(DENSE, _toeplitz_dense_fake, reference.toeplitz_dense)
-_toeplitz_dense_adjoint = define(DENSE_ADJOINT, _toeplitz_dense_adjoint_fake, reference.toeplitz_dense_adjoint)
-_toeplitz_spectrum = define(SPECTRUM, _toeplitz_spectrum_fake, reference.toeplitz_spectrum)
-_toeplitz_by_spectrum = define(BY_SPECTRUM, _toeplitz_by_spectrum_fake, reference.toeplitz_by_spectrum)
-_toeplitz_merge = define(MERGE, _toeplitz_merge_fake, reference.toeplitz_merge)
+_toeplitz = define(TOEPLITZ, _toeplitz_fake, reference.toeplitz, cuda=_problems.toeplitz)
+_toeplitz_pullback = define(
+    PULLBACK, _toeplitz_pullback_fake, reference.toeplitz_pullback, cuda=_problems.toeplitz_pullback
+)
+_toeplitz_backward = define(
+    BACKWARD, _toeplitz_backward_fake, reference.toeplitz_backward, cuda=_problems.toeplitz_backward
+)
+_toeplitz_dense = define(DENSE, _toeplitz_dense_fake, reference.toeplitz_dense, cuda=_problems.toeplitz_dense)
+_toeplitz_dense_adjoint = define(
+    DENSE_ADJOINT, _toeplitz_dense_adjoint_fake, reference.toeplitz_dense_adjoint, cuda=_problems.toeplitz_dense_adjoint
+)
+_toeplitz_spectrum = define(
+    SPECTRUM, _toeplitz_spectrum_fake, reference.toeplitz_spectrum, cuda=_problems.toeplitz_spectrum
+)
+_toeplitz_by_spectrum = define(
+    BY_SPECTRUM, _toeplitz_by_spectrum_fake, reference.toeplitz_by_spectrum, cuda=_problems.toeplitz_by_spectrum
+)
+_toeplitz_merge = define(MERGE, _toeplitz_merge_fake, reference.toeplitz_merge, cuda=_problems.toeplitz_merge)
 
 # scale <g, x W(t)^T>
 form = Form(

@@ -8,8 +8,12 @@ from torch import Tensor
 from surm_kernels.reference import dense
 
 
-def circulant_linear(x: Tensor, c: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
-    """`base + scale * x @ circulant(c).T`"""
+def circulant_linear(
+    x: Tensor, c: Tensor, *, base: Tensor | None = None, scale: float = 1.0, index: Tensor | None = None
+) -> Tensor:
+    """`base + scale * x @ circulant(c).T`, with c[index[t]] for token t where there is an index"""
+    if index is not None:
+        return _by_token(circulant_linear, x, c, base, scale, index)
     return _linear(dense.circulant, x, (c,), base, scale)
 
 
@@ -85,10 +89,30 @@ def low_rank_linear(x: Tensor, A: Tensor, B: Tensor, *, base: Tensor | None = No
 
 
 def siva_linear(
-    x: Tensor, U: Tensor, s: Tensor, V: Tensor, *, base: Tensor | None = None, scale: float = 1.0
+    x: Tensor,
+    U: Tensor,
+    s: Tensor,
+    V: Tensor,
+    *,
+    base: Tensor | None = None,
+    scale: float = 1.0,
+    index: Tensor | None = None,
 ) -> Tensor:
-    """`base + scale * x @ siva(U, s, V).T`"""
+    """`base + scale * x @ siva(U, s, V).T`, with s[index[t]] for token t where there is an index"""
+    if index is not None:
+        return _by_token(lambda x, s, **rest: siva_linear(x, U, s, V, **rest), x, s, base, scale, index)
     return _linear(dense.siva, x, (U, s, V), base, scale)
+
+
+def _by_token(
+    linear: Callable[..., Tensor], x: Tensor, bank: Tensor, base: Tensor | None, scale: float, index: Tensor
+) -> Tensor:
+    """One product after the other, each token by its row of the bank."""
+    shape = (*index.shape, linear(x[:0].reshape(0, x.shape[-1]), bank[0]).shape[-1])
+    starts = [None] * index.numel() if base is None else base.expand(shape).reshape(-1, shape[-1]).unbind()
+    tokens = zip(x.reshape(-1, x.shape[-1]).unbind(), index.flatten().tolist(), starts, strict=True)
+    rows = [linear(token, bank[adapter], base=start, scale=scale) for token, adapter, start in tokens]
+    return torch.stack(rows).reshape(shape) if rows else x.new_empty(shape)
 
 
 def _linear(

@@ -32,7 +32,7 @@ def workload(case: Case, point: Point, dtype: torch.dtype, unavailable: Callable
             continue
         contenders.append(Contender(method.name, call, method.comparable))
     doubles = tuple(p.double() for p in parameters)
-    exact = _call(case.exact(point), x.double(), doubles, None if g is None else g.double())
+    exact = product_call(case.exact(point), x.double(), doubles, None if g is None else g.double())
     return Workload(tuple(contenders), exact, case.gradients, case.roundings)
 
 
@@ -49,10 +49,10 @@ def method_call(
     method: Method, point: Point, x: Tensor, parameters: Parameters, g: Tensor | None, updates: bool = False
 ) -> Callable[[], Results]:
     """A call of a method on `inputs`; raises Unavailable where it cannot run here."""
-    return _call(method.product(point, x.dtype), x, method.parameters(point, parameters), g, updates)
+    return product_call(method.product(point, x.dtype), x, method.parameters(point, parameters), g, updates)
 
 
-def _call(
+def product_call(
     product: Product, x: Tensor, parameters: Parameters, g: Tensor | None, updates: bool = False
 ) -> Callable[[], Results]:
     """The product, followed by the gradients of x and the parameters where g, that of the output, is given."""

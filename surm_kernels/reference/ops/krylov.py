@@ -25,8 +25,8 @@ from surm_kernels.reference.ops._rows import (
 
 def krylov(x: Tensor, v: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool) -> Tensor:
     groups, outputs, inputs, block = v.shape
-    if x.shape[1] == 0:  # torch.fft refuses empty batches
-        return x.new_empty(groups, 0, (inputs if transposed else outputs) * block)
+    if x.numel() == 0:  # torch.fft refuses empty batches
+        return x.new_empty(groups, x.shape[1], (inputs if transposed else outputs) * block)
     rows, magnitude = normalised(x)
     x_spectrum, v_spectrum = _spectrum(blocks(rows, block), sign), _spectrum(wide(v), sign)
     if transposed:
@@ -36,7 +36,7 @@ def krylov(x: Tensor, v: Tensor, base: Tensor | None, sign: int, scale: float, t
 
 
 def krylov_pullback(g: Tensor, x: Tensor, block: int, sign: int, scale: float) -> Tensor:
-    if x.shape[1] == 0:
+    if x.numel() == 0:
         return x.new_zeros(x.shape[0], g.shape[-1] // block, x.shape[-1] // block, block)
     g_rows, x_rows = normalised_pair(g, x, scale)
     x_conjugate = _spectrum(blocks(x_rows, block), sign).conj_physical()

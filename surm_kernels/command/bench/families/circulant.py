@@ -49,14 +49,14 @@ def torch_fft_block_circulant(x: Tensor, c: Tensor) -> Tensor:
 
 def torch_fft_skew_circulant(x: Tensor, s: Tensor) -> Tensor:
     """A skew-circulant product: circulant for tokens and parameters twisted by exp(i pi j / n)."""
-    twist = twist_of(s.shape[-1], s.dtype)
+    twist = twist_of(s.shape[-1], s.dtype, s.device)
     return (twist.conj() * torch.fft.ifft(torch.fft.fft(twist * s) * torch.fft.fft(twist * x))).real
 
 
 @functools.cache
-def twist_of(size: int, dtype: torch.dtype) -> Tensor:
+def twist_of(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(i pi j / n), ready before the clock runs."""
-    angles = torch.arange(size, dtype=torch.float64) * (torch.pi / size)
+    angles = torch.arange(size, dtype=torch.float64, device=device) * (torch.pi / size)
     return torch.polar(torch.ones_like(angles), angles).to(dtype.to_complex())
 
 

@@ -23,7 +23,7 @@ RANK = 4
 def torch_fft_toeplitz_like(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """The product with sum_l Z_1(left[l]) Z_-1(right[l]), summed in the frequency domain: one last transform."""
     size = x.shape[-1]
-    twist = twist_of(size, x.dtype)
+    twist = twist_of(size, x.dtype, x.device)
     twisted = torch.fft.fft(twist * x).unsqueeze(-2) * torch.fft.fft(twist * right)
     middle = (twist.conj() * torch.fft.ifft(twisted)).real
     return torch.fft.irfft((torch.fft.rfft(left) * torch.fft.rfft(middle)).sum(-2), size)

@@ -11,7 +11,7 @@ POWERS = "powers, then matmul"
 
 def dense_vandermonde(x: Tensor, v: Tensor) -> Tensor:
     """The matrix v[i] ** j as torch's users write it, then one product."""
-    return x @ (v[:, None] ** torch.arange(x.shape[-1], dtype=v.dtype)).T
+    return x @ (v[:, None] ** torch.arange(x.shape[-1], dtype=v.dtype, device=v.device)).T
 
 
 def _nodes(shape: tuple[int, ...], point: Point, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,82 @@
+"""Products with a parameter of its own for every token, chosen by an index from a bank: many adapters in one batch.
+
+Tokens x are (T, n), without a group dimension, and index is (T,). Where a kernel serves and nobody asks for a
+derivative there is an operator; otherwise differentiable operations are composed, with the rows of the bank gathered in
+float32, so that the sums over the tokens of an adapter are rounded once.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from surm_kernels.ops import _problems
+from surm_kernels.ops._differentiable import _requires_grad, _transforms_active
+from surm_kernels.ops._library import define, without_autocast
+from surm_kernels.ops.krylov import krylov
+from surm_kernels.reference.ops import bank as reference
+from surm_kernels.reference.ops._rows import wide
+
+CIRCULANT = (
+    "circulant_bank(Tensor x, Tensor c, Tensor index, Tensor? base, int sign, float scale, bool transposed) -> Tensor"
+)
+DIAGONAL = "diagonal_bank(Tensor x, Tensor u, Tensor s, Tensor v, Tensor index, Tensor? base, float scale) -> Tensor"
+
+
+# The circulant kernel multiplies n^2 entries a token. So many take it about as long as the transforms of gathered rows
+# take to launch: counted for 10^13 a second, not measured.
+MOST_ENTRIES = 1 << 28
+
+
+def _circulant_bank_fake(
+    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool
+) -> Tensor:
+    torch._check(x.shape[1] == c.shape[1])
+    return x.new_empty(x.shape)
+
+
+def _diagonal_bank_fake(
+    x: Tensor, u: Tensor, s: Tensor, v: Tensor, index: Tensor, base: Tensor | None, scale: float
+) -> Tensor:
+    torch._check(x.shape[1] == v.shape[0])
+    return x.new_empty(x.shape[0], u.shape[0])
+
+
+_circulant_bank = define(
+    CIRCULANT, _circulant_bank_fake, reference.circulant_bank, compiled=False, cuda=_problems.circulant_bank
+)
+_diagonal_bank = define(
+    DIAGONAL, _diagonal_bank_fake, reference.diagonal_bank, compiled=False, cuda=_problems.diagonal_bank
+)
+
+
+def circulant_bank(
+    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool
+) -> Tensor:
+    """`base[t] + scale * W(c[index[t]]) x[t]` for f-circulant W, f = sign; c is (adapters, n), base (T, n) or None."""
+    if _has_kernel(x, c, base) and x.shape[0] * x.shape[1] ** 2 <= MOST_ENTRIES:
+        return _circulant_bank(x, c, index, base, sign, scale, transposed)
+    with without_autocast(x):
+        own = reference.gathered(wide(c), index)[:, None, None]
+        start = None if base is None else wide(base).unsqueeze(1)
+        return krylov(wide(x).unsqueeze(1), own, start, sign, scale, transposed).squeeze(1).to(x.dtype)
+
+
+def diagonal_bank(
+    x: Tensor, u: Tensor, s: Tensor, v: Tensor, index: Tensor, base: Tensor | None, scale: float
+) -> Tensor:
+    """`base + scale * ((x @ v) * s[index]) @ u.T` for u (m, k), s (adapters, k), v (n, k) and base (T, m) or None."""
+    if _has_kernel(x, u, s, v, base):
+        return _diagonal_bank(x, u, s, v, index, base, scale)
+    with without_autocast(x):
+        between = ((x @ v) * reference.gathered(wide(s), index)).to(x.dtype)
+        product = scale * wide(between @ u.mT)
+        return (product if base is None else base + product).to(x.dtype)
+
+
+def _has_kernel(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the operator serves: on CUDA, where nobody asks for a derivative."""
+    if not x.is_cuda or _transforms_active():
+        return False
+    if not torch.compiler.is_dynamo_compiling() and forward_ad._current_level >= 0:
+        return False
+    return not (torch.is_grad_enabled() and _requires_grad((x, *others)))

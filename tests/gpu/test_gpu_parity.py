@@ -1,0 +1,425 @@
+"""The kernels on a GPU against the float64 matrix, in every size, type and layout that hurts, and on CUDA's streams."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surm_kernels import functional
+from surm_kernels.nn import AdaptedLinear
+from surm_kernels.ops.krylov import krylov, krylov_backward
+from surm_kernels.structures import Structure
+from tests import adapted, oracle, updates
+from tests.gpu import DEVICE, MISSING
+from tests.test_krylov import SCALE, assert_matches
+from tests.test_ldr import exact_results
+from tests.test_structure_gradients import WITH_TYPE, assert_gradients, exact_gradients, joined, tokens_of
+from tests.test_toeplitz import assert_matches_dense
+
+if MISSING:
+    pytest.skip(f"{MISSING}; benchmarks/gpu.sh runs these tests where there is a GPU", allow_module_level=True)
+
+REHEARSED = DEVICE.type == "cpu"
+SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 384, 768, 1000, 1024, 1536, 3072, 4096)
+LARGE_SIZES = (4608, 8192, 11008, 13824, 14336, 16384)
+BEYOND_SHARED_MEMORY = 40000
+GRIDS = ((2, 3, 5), (3, 2, 64), (6, 6, 128), (1, 4, 97), (4, 1, 63), (2, 2, 384))
+RECTANGLES = ((5, 3), (1, 97), (97, 1), (15, 16), (64, 192), (97, 1000), (1024, 12), (768, 3072), (3072, 768))
+SOME_SIZES = (12, 97, 768, 1000, 4096)
+TOKENS = (0, 1, 17, 130)
+
+dtypes = pytest.mark.parametrize("dtype", updates.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+wide_or_half = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+on_a_gpu = pytest.mark.skipif(REHEARSED, reason="a GPU's own")
+
+
+@contextmanager
+def tensors_on_the_device() -> Iterator[None]:
+    """New tensors are made on the device, as helpers of the other tests make them."""
+    with DEVICE:
+        yield
+
+
+def moved(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(DEVICE) for tensor in tensors]
+
+
+def training_step(product: Callable[..., Tensor], g: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """The output and all gradients."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    y = product(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, g)]
+
+
+def siva(U: Tensor, V: Tensor, x: Tensor, s: Tensor) -> Tensor:
+    return functional.siva_linear(x, U, s, V, scale=SCALE)
+
+
+def siva_formula(U: Tensor, V: Tensor, x: Tensor, s: Tensor) -> Tensor:
+    return SCALE * ((x @ V) * s) @ U.T
+
+
+@pytest.mark.parametrize(("structure", "dtype"), WITH_TYPE)
+def test_every_structure_has_the_product_of_its_matrix(structure: Structure, dtype: torch.dtype) -> None:
+    parameters = updates.parameters_of(structure, dtype)
+    base, x = tokens_of(structure, dtype, 130)
+    exact = base.double() + SCALE * x.double() @ updates.matrix(structure, parameters, dtype).T
+    got = structure.linear(*moved(x, *parameters), base=base.to(DEVICE), scale=SCALE)
+    assert got.dtype == dtype and got.device.type == DEVICE.type
+    updates.assert_close(got.cpu(), exact, updates.rounding_factor(structure))
+
+
+@pytest.mark.parametrize(("structure", "dtype"), WITH_TYPE)
+def test_every_structure_has_the_gradients_of_its_matrix(structure: Structure, dtype: torch.dtype) -> None:
+    results, exact = [], []
+    for _ in range(updates.draws(structure) if dtype in oracle.SIXTEEN_BIT else 1):
+        parameters = updates.parameters_of(structure, dtype)
+        g, x = tokens_of(structure, dtype, 130)
+        gradients = structure.gradients(*moved(g, x, *parameters), scale=SCALE)
+        results.append([None if gradient is None else gradient.cpu() for gradient in gradients])
+        exact.append(exact_gradients(structure, g, x, parameters, SCALE))
+    assert_gradients(structure, joined(results), joined(exact))
+
+
+@pytest.mark.parametrize(("structure", "dtype"), WITH_TYPE)
+def test_every_structure_merges_with_a_weight_and_rounds_once(structure: Structure, dtype: torch.dtype) -> None:
+    parameters = updates.parameters_of(structure, dtype)
+    weight = torch.randn(structure.out_features, structure.in_features, dtype=torch.float64).to(dtype)
+    exact = weight.double() + SCALE * updates.matrix(structure, parameters, dtype)
+    merged = structure.merge(*moved(weight, *parameters), scale=SCALE)
+    assert merged.dtype == dtype
+    oracle.assert_close(merged.cpu(), exact)
+
+
+@dtypes
+@pytest.mark.parametrize("size", [size for size in SIZES if size <= 1024 or not REHEARSED])
+def test_krylov_of_every_size_matches_the_dense_matrix(size: int, dtype: torch.dtype) -> None:
+    sign = 1 if (SIZES.index(size) + updates.DTYPES.index(dtype)) % 2 else -1
+    with tensors_on_the_device():
+        v = torch.randn(1, 1, 1, size).to(dtype)
+        dense = oracle.matrix(v[0], sign)[None]
+        for tokens in TOKENS:
+            x, g, base = (torch.randn(1, tokens, size).to(dtype) for _ in range(3))
+            assert_matches(dense, x, v, g, base, sign)
+
+
+@dtypes
+@pytest.mark.parametrize("size", [*LARGE_SIZES, BEYOND_SHARED_MEMORY])
+def test_krylov_of_large_sizes_matches_sampled_rows(size: int, dtype: torch.dtype) -> None:
+    sign = 1 if updates.DTYPES.index(dtype) % 2 else -1
+    with tensors_on_the_device():
+        v = torch.randn(1, 1, 1, size).to(dtype)
+        sample = torch.randperm(size)[:64]
+        rows, columns = oracle.matrix_rows(v[0, 0, 0], sign, sample), oracle.matrix_columns(v[0, 0, 0], sign, sample)
+        x, g, base = (torch.randn(1, 3, size).to(dtype) for _ in range(3))
+        y = krylov(x, v, base, sign, SCALE, False)
+        oracle.assert_close(y[..., sample], base[..., sample].double() + SCALE * x.double() @ rows.T, "y")
+        x_gradient, v_gradient = krylov_backward(g, x, v, sign, SCALE, False)
+        oracle.assert_close(x_gradient[..., sample], SCALE * g.double() @ columns.T, "gradient of x")
+        exact = SCALE * oracle.some_diagonal_sums(g[0], x[0], sign, sample)
+        oracle.assert_close(v_gradient[0, 0, 0, sample], exact, "gradient of v")
+
+
+@dtypes
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "x".join(map(str, grid)))
+def test_krylov_of_blocks_and_groups_matches_the_dense_matrix(grid: tuple[int, int, int], dtype: torch.dtype) -> None:
+    outputs, inputs, block = grid
+    with tensors_on_the_device():
+        v = torch.randn(2, *grid).to(dtype)
+        x = torch.randn(2, 33, inputs * block).to(dtype)
+        g, base = (torch.randn(2, 33, outputs * block).to(dtype) for _ in range(2))
+        dense = torch.stack([oracle.matrix(group, 1) for group in v])
+        assert_matches(dense, x, v, g, base, 1)
+
+
+@pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz", "hankel"])
+@dtypes
+@pytest.mark.parametrize("shape", RECTANGLES, ids=lambda shape: "x".join(map(str, shape)))
+def test_toeplitz_of_rectangles_matches_the_dense_matrix(
+    shape: tuple[int, int], dtype: torch.dtype, reflected: bool
+) -> None:
+    rows, columns = shape
+    with tensors_on_the_device():
+        t = torch.randn(1, 1, 1, rows + columns - 1).to(dtype)
+        assert_matches_dense(t, rows, columns, (0, 1, 33), reflected)
+
+
+@dtypes
+@pytest.mark.parametrize("size", [size for size in SIZES if size <= 1024])
+def test_toeplitz_of_square_blocks_matches_the_dense_matrix(size: int, dtype: torch.dtype) -> None:
+    with tensors_on_the_device():
+        blocks = (2, 3) if size <= 128 else (1, 1)
+        t = torch.randn(1, *blocks, 2 * size - 1).to(dtype)
+        assert_matches_dense(t, size, size, (17,), bool(size % 2))
+
+
+@pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz-like", "reflected"])
+@dtypes
+@pytest.mark.parametrize(("size", "rank"), [(1, 1), (5, 2), (64, 4), (97, 5), (768, 2), (1000, 1), (1024, 4)])
+def test_low_displacement_rank_matches_the_dense_matrix(
+    size: int, rank: int, dtype: torch.dtype, reflected: bool
+) -> None:
+    left, right = (torch.randn(rank, size).to(dtype) for _ in range(2))
+    g, x = (torch.randn(33, size).to(dtype) for _ in range(2))
+    exact = exact_results(g, x, left, right, reflected)
+    got = torch.ops.surm_kernels.ldr(*moved(x[None], left[None], right[None]), None, size, 1.0, False, reflected)
+    oracle.assert_close(got[0].cpu(), exact[0], "y", x.double().norm().item() * size**0.5)
+    gradients = torch.ops.surm_kernels.ldr_backward(*moved(g[None], x[None], left[None], right[None]), 1.0, reflected)
+    for name, gradient, wanted in zip(("x", "left", "right"), gradients, exact[1:], strict=True):
+        oracle.assert_close(gradient[0].cpu(), wanted, f"gradient of {name}", wanted.norm().item())
+
+
+@wide_or_half
+@pytest.mark.parametrize("sizes", [(97, 63, 40), (768, 768, 404), (64, 1000, 33), (3072, 768, 384)], ids=str)
+def test_siva_of_many_sizes_matches_its_formula(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    m, n, k = sizes
+    draws = 1 if dtype == torch.float32 else -(-4096 // k)  # several roundings add as on average over many numbers
+    got, exact = [], []
+    with tensors_on_the_device():
+        for _ in range(draws):
+            U, V = (torch.randn(rows, k).to(dtype) / rows**0.5 for rows in (m, n))
+            g, x, s = torch.randn(130, m).to(dtype), torch.randn(130, n).to(dtype), torch.randn(k).to(dtype)
+            formula = partial(siva_formula, U.double(), V.double())
+            got.append(training_step(partial(siva, U, V), g, x, s))
+            exact.append(training_step(formula, g.double(), x.double(), s.double()))
+    for name, result, wanted in zip(("y", "gradient of x", "gradient of s"), joined(got), joined(exact), strict=True):
+        updates.assert_close(result, wanted, 1.8, name)
+
+
+@wide_or_half
+@pytest.mark.parametrize("factors", [((2, 3), (5, 4)), ((32, 24), (24, 32)), ((7, 64), (128, 9))], ids=str)
+def test_kronecker_of_many_sizes_matches_the_dense_matrix(
+    factors: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype
+) -> None:
+    with tensors_on_the_device():
+        A, B = (torch.randn(shape).to(dtype) for shape in factors)
+        W = oracle.kronecker(A, B)
+        g, x = torch.randn(130, W.shape[0]).to(dtype), torch.randn(130, W.shape[1]).to(dtype)
+        got = training_step(functional.kronecker_linear, g, x, A, B)
+        exact = training_step(
+            lambda x, A, B: x @ oracle.kronecker(A, B).T, *(tensor.double() for tensor in (g, x, A, B))
+        )
+        for name, result, wanted in zip(("y", "x", "A", "B"), got, exact, strict=True):
+            oracle.assert_close(result, wanted, name)
+
+
+@wide_or_half
+@pytest.mark.parametrize("size", [64, 97, 1024])
+def test_a_bank_applies_to_every_token_its_own_adapter(size: int, dtype: torch.dtype) -> None:
+    with tensors_on_the_device():
+        c, x = torch.randn(5, size).to(dtype), torch.randn(3, 40, size).to(dtype)
+        index = torch.randint(5, (3, 40))
+        matrices = torch.stack([oracle.f_circulant(column, 1) for column in c])
+        exact = torch.einsum("abij,abj->abi", matrices[index], x.double())
+        oracle.assert_close(functional.circulant_linear(x, c, index=index), exact)
+        U, V, s = torch.randn(size, 40).to(dtype), torch.randn(size, 40).to(dtype), torch.randn(5, 40).to(dtype)
+        exact = ((x.double() @ V.double()) * s[index].double()) @ U.double().T
+        updates.assert_close(functional.siva_linear(x, U, s, V, index=index), exact, 1.8)
+
+
+@wide_or_half
+@adapted.strategies
+@adapted.squares
+def test_adapted_layers_train_and_infer_as_their_formula(
+    structure: Structure, strategy: str, dtype: torch.dtype
+) -> None:
+    got, exact = [], []
+    for _ in range(updates.draws(structure) if dtype == torch.bfloat16 else 1):
+        layer = adapted.make(structure, strategy, dtype)
+        x, g = adapted.tokens_of(layer, 50, dtype=dtype)
+        exact.append(adapted.exact_step(layer, x, g))
+        layer = layer.to(DEVICE)
+        x, g = moved(x, g)
+        got.append([result.cpu() for result in adapted.step(layer, layer, x, g)])
+        with torch.no_grad():  # what was kept of the parameters serves the second
+            assert torch.equal(layer(x), layer(x))
+    adapted.assert_step(layer, joined(got), joined(exact))
+
+
+@wide_or_half
+@pytest.mark.parametrize("size", SOME_SIZES)
+def test_rows_are_as_exact_as_their_own_size_allows(size: int, dtype: torch.dtype) -> None:
+    with tensors_on_the_device():
+        v = torch.randn(1, 1, 1, size).to(dtype)
+        scales = torch.logspace(-4, 4, 9, dtype=torch.float64)[torch.randperm(9)]
+        x = (torch.randn(9, size, dtype=torch.float64) * scales[:, None]).to(dtype)
+        y = krylov(x[None], v, None, 1, 1.0, False)[0]
+        exact = x.double() @ oracle.matrix(v[0], 1).T
+        if dtype == torch.float32:
+            oracle.assert_rows_close(y, exact)
+        for row, wanted in zip(y, exact, strict=True):
+            updates.assert_close(row, wanted, 1.5)  # one row of few numbers
+
+
+@dtypes
+@pytest.mark.parametrize("size", SOME_SIZES)
+def test_what_is_not_finite_stays_in_its_row_and_zeros_stay_zeros(size: int, dtype: torch.dtype) -> None:
+    with tensors_on_the_device():
+        c, x = torch.randn(size).to(dtype), torch.randn(19, size).to(dtype)
+        clean = functional.circulant_linear(x, c)
+        x[3], x[7, -1], x[8] = 0, torch.nan, torch.inf
+        y = functional.circulant_linear(x, c)
+        assert y[[7, 8]].isnan().all()
+        assert (y[3] == 0).all()
+        others = [row for row in range(19) if row not in (3, 7, 8)]
+        assert y[others].isfinite().all()
+        limit = 4 * torch.finfo(dtype).eps  # a neighbour in the same pair may change the last digits
+        assert oracle.error(y[others], clean[others].double()) <= max(limit, 1e-15)
+        gradient = training_step(functional.circulant_linear, x, x, c)[2]
+        assert gradient.isnan().all()
+
+
+@wide_or_half
+@pytest.mark.parametrize("size", SOME_SIZES)
+def test_strided_unaligned_and_expanded_tokens_have_the_same_results(size: int, dtype: torch.dtype) -> None:
+    with tensors_on_the_device():
+        c, g = torch.randn(size).to(dtype), torch.randn(6, size).to(dtype)
+        x = torch.randn(6, size).to(dtype)
+        exact = training_step(lambda x, c: x @ oracle.f_circulant(c, 1).T, g.double(), x.double(), c.double())
+        apart = torch.empty(6, 3 * size + 1, dtype=dtype)[:, 1 : size + 1].copy_(x)
+        scattered = torch.empty(6, size, 2, dtype=dtype)[..., 1].copy_(x)
+        for layout in (x, apart, scattered):
+            y = functional.circulant_linear(layout, c)
+            oracle.assert_close(y, exact[0])
+            gradient = krylov_backward(g[None], layout[None], c[None, None, None], 1, 1.0, False)[1]
+            oracle.assert_close(gradient.flatten(), exact[2], size=exact[2].norm().item())
+        expanded = functional.circulant_linear(x[:1].expand(6, size), c)
+        oracle.assert_close(expanded, exact[0][:1].expand(6, size))
+
+
+@pytest.mark.parametrize("structure", adapted.SMALL.values(), ids=adapted.SMALL.keys())
+def test_derivatives_pass_gradcheck_and_its_second_order(structure: Structure) -> None:
+    tensors = moved(*updates.parameters_of(structure), torch.randn(3, structure.in_features, dtype=torch.float64))
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+
+    def product(*tensors: Tensor) -> Tensor:
+        return structure.linear(tensors[-1], *tensors[:-1], scale=SCALE)
+
+    assert torch.autograd.gradcheck(product, tensors)
+    assert torch.autograd.gradgradcheck(product, tensors)
+
+
+@wide_or_half
+@adapted.squares
+def test_results_are_bitwise_the_same_every_time(structure: Structure, dtype: torch.dtype) -> None:
+    g, x = moved(*tokens_of(structure, dtype, 1000))
+    parameters = moved(*updates.parameters_of(structure, dtype))
+    first = [structure.linear(x, *parameters), *structure.gradients(g, x, *parameters)]
+    for _ in range(3):
+        again = [structure.linear(x, *parameters), *structure.gradients(g, x, *parameters)]
+        for a, b in zip(first, again, strict=True):
+            assert a is b is None or torch.equal(a, b)
+
+
+COMPILED = ("circulant", "toeplitz", "toeplitz-like", "kronecker", "siva", "vandermonde")
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_training_step_is_the_eager_one(name: str) -> None:
+    structure = updates.SQUARES[name]
+    g, x = moved(*tokens_of(structure, torch.float32, 17))
+    parameters = moved(*updates.parameters_of(structure, torch.float32))
+    compiled = torch.compile(structure.linear, fullgraph=True)
+    eager = training_step(structure.linear, g, x, *parameters)
+    for a, b in zip(training_step(compiled, g, x, *parameters), eager, strict=True):
+        assert oracle.error(a, b.double()) <= oracle.FLOAT32_TOLERANCE
+
+
+@on_a_gpu
+@wide_or_half
+@adapted.squares
+def test_a_captured_graph_replays_on_new_values(structure: Structure, dtype: torch.dtype) -> None:
+    g, x = moved(*tokens_of(structure, dtype, 130))
+    parameters = moved(*updates.parameters_of(structure, dtype))
+
+    def step() -> list[Tensor]:
+        gradients = structure.gradients(g, x, *parameters, scale=SCALE)
+        return [structure.linear(x, *parameters), *(one for one in gradients if one is not None)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # plans are made, and kernels loaded, before a capture
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(2):
+        new_g, new_x = moved(*tokens_of(structure, dtype, 130))
+        g.copy_(new_g)
+        x.copy_(new_x)
+        graph.replay()
+        for got, wanted in zip(captured, step(), strict=True):
+            assert torch.equal(got, wanted)
+
+
+@on_a_gpu
+@adapted.squares
+def test_a_stream_of_its_own_orders_what_runs_on_it(structure: Structure) -> None:
+    g, x = moved(*tokens_of(structure, torch.float32, 1000))
+    parameters = moved(*updates.parameters_of(structure, torch.float32))
+    wanted = structure.gradients(g, x, *parameters)
+    product = structure.linear(x, *parameters)
+    late = torch.full_like(x, torch.nan)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(20_000_000)  # the input comes late: whoever does not wait for the stream reads NaN
+        late.copy_(x)
+        got, y = structure.gradients(g, late, *parameters), structure.linear(late, *parameters)
+    side.synchronize()
+    assert torch.equal(y, product)
+    for a, b in zip(got, wanted, strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
+@on_a_gpu
+@adapted.squares
+def test_nothing_waits_for_the_device(structure: Structure) -> None:
+    g, x = moved(*tokens_of(structure, torch.bfloat16, 130))
+    parameters = moved(*updates.parameters_of(structure, torch.bfloat16))
+    structure.linear(x, *parameters)
+    structure.gradients(g, x, *parameters)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        structure.linear(x, *parameters)
+        structure.gradients(g, x, *parameters)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_a_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+@pytest.mark.parametrize("name", COMPILED)
+def test_another_device_than_the_current_one_serves(name: str) -> None:
+    structure = updates.SQUARES[name]
+    x = torch.randn(17, structure.in_features)
+    parameters = updates.parameters_of(structure, torch.float32)
+    exact = x.double() @ updates.matrix(structure, parameters, torch.float32).T
+    with torch.cuda.device(0):
+        got = structure.linear(x.to("cuda:1"), *(parameter.to("cuda:1") for parameter in parameters))
+    assert got.device == torch.device("cuda:1")
+    oracle.assert_close(got.cpu(), exact)
+
+
+@on_a_gpu
+def test_a_network_trains_under_autocast() -> None:
+    structure = updates.SQUARES["circulant"]
+    base = nn.Linear(structure.in_features, structure.out_features)
+    layer = AdaptedLinear(base, structure, strategy="direct").to(DEVICE)
+    x = torch.randn(64, structure.in_features, device=DEVICE)
+    target = torch.randn(64, structure.out_features, device=DEVICE)
+    optimiser = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(20):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = nn.functional.mse_loss(layer(x), target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
