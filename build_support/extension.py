@@ -126,7 +126,7 @@ def kernel_steps(target: Target) -> list[Step]:
 
 
 def cuda_steps(target: Target) -> list[Step]:
-    """Compile the CUDA sources, the longest first; without torch headers, so nvcc and torch need not be of one version."""
+    """Compile the CUDA sources, the longest first; without torch headers, so nvcc's version need not match torch's."""
     if target.cuda is None:
         return []
     flags = (*CUDA_FLAGS, CUDA_HOST_FLAGS, *architecture_flags(target.cuda.architectures))

@@ -9,12 +9,15 @@
 #if defined(__CUDACC__)
 #define SURM_INLINE __host__ __device__ __forceinline__
 #define SURM_UNROLL _Pragma("unroll")
+#define SURM_NO_UNROLL _Pragma("unroll 1")
 #elif defined(__clang__)
 #define SURM_INLINE inline __attribute__((always_inline))
 #define SURM_UNROLL _Pragma("unroll")
+#define SURM_NO_UNROLL _Pragma("unroll 1")
 #else
 #define SURM_INLINE inline __attribute__((always_inline))
 #define SURM_UNROLL _Pragma("GCC unroll 64")
+#define SURM_NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 #define SURM_INLINE_LAMBDA __attribute__((always_inline))

@@ -54,7 +54,12 @@ struct OnDevice::Guard {
 
 OnDevice::OnDevice(const Tensor& tensor)
     : guard_(new Guard{torch::stable::accelerator::DeviceGuard(tensor.get_device_index())}),
-      stream_(current_stream(tensor.get_device_index())) {}
+      stream_(current_stream(tensor.get_device_index())) {
+  // torch's guard has told torch's runtime; the one linked in here keeps a current device of its own.
+  const int error = surm_cuda_set_device(tensor.get_device_index());
+  STD_TORCH_CHECK(error == 0, "surm_kernels: device ", tensor.get_device_index(),
+                  " cannot be used: ", surm_cuda_error_string(error));
+}
 
 #endif
 

@@ -182,6 +182,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(_cuda, "machine", lambda device: there["machine"])
     monkeypatch.setattr(_cuda, "shared_bytes", lambda problem: there["shared"])
     monkeypatch.setattr(_cuda, "_instead", Crossovers())
+    monkeypatch.setenv("SURM_KERNELS_BACKEND", "auto")
     monkeypatch.setattr(_cuda, "_warned", False)
     _cuda._backend.cache_clear()
     yield there
@@ -236,11 +237,10 @@ class TestCall:
 
         monkeypatch.setattr(_cuda, "_function", function)
         run = _cuda.kernel("krylov", _problems.krylov, lambda *arguments: pytest.fail("the reference was called"))
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("SURM_KERNELS_BACKEND", backend)
-            for tokens in (1, 17):
-                y = run(self.x[:, :tokens], self.v, None, 1, 1.0, False)
-                oracle.assert_close(y, self.exact[:, :tokens])
+        monkeypatch.setenv("SURM_KERNELS_BACKEND", backend)
+        for tokens in (1, 17):
+            y = run(self.x[:, :tokens], self.v, None, 1, 1.0, False)
+            oracle.assert_close(y, self.exact[:, :tokens])
         assert asked == [("krylov", backend)]
 
     @pytest.mark.parametrize("backend", ["cuda", "triton"])

@@ -24,4 +24,4 @@ extern "C" const char* surm_cuda_error_string(int error) {
   return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
 
-extern "C" int64_t surm_cuda_shared_memory_limit() { return surm::cuda::shared_memory_limit(); }
+extern "C" int surm_cuda_set_device(int device) { return cudaSetDevice(device); }

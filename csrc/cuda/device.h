@@ -8,6 +8,6 @@ extern "C" {
 // What a launcher's return value says, 0 aside.
 const char* surm_cuda_error_string(int error);
 
-// Shared memory in bytes that a block may have on the current device; 0 where there is none.
-int64_t surm_cuda_shared_memory_limit();
+// Makes a device the current one of this library's own CUDA runtime. A cudaError_t.
+int surm_cuda_set_device(int device);
 }

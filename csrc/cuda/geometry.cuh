@@ -62,6 +62,13 @@ struct Chunks {
   }
 };
 
+// The units of a group as `blocks` blocks of threads take them.
+template <class Scalar>
+Units units_of(int64_t tokens, const Geometry<Scalar>& geometry, int64_t blocks, int64_t units_of_block) {
+  return {static_cast<int>(tokens), static_cast<int>(geometry.units), Divisor(blocks), static_cast<int>(units_of_block),
+          geometry.pairs};
+}
+
 template <class Scalar>
 int64_t scale_bytes(int64_t pairs) {
   return ScaleMemory<Scalar>::bytes(kMostThreads<Scalar>, static_cast<int>(pairs));

@@ -136,7 +136,7 @@ class LdrMachine {
     const DevicePlan<Scalar>* plan = device_plan<Scalar>(shape_.size, false, &error);
     if (plan == nullptr) return error;
     if (how.shared > shared_memory_limit()) return kTooLarge;
-    if (shape_.groups * how.chunks > INT32_MAX) return cudaErrorInvalidValue;
+    if (shape_.groups * how.chunks > INT32_MAX || shape_.tokens > INT32_MAX / 2) return cudaErrorInvalidValue;
     char* memory = static_cast<char*>(workspace);
     for (const bool is_right : {false, true}) {
       const void* generator = is_right ? right : left;
@@ -146,7 +146,7 @@ class LdrMachine {
       if (error != 0) return error;
     }
     task->plan = *plan;
-    task->units = {shape_.tokens, how.geometry.units, Divisor(how.chunks), how.units_of_chunk, how.geometry.pairs};
+    task->units = units_of(shape_.tokens, how.geometry, how.chunks, how.units_of_chunk);
     task->by_tiles = Divisor(tiles_of(static_cast<int>(length_)));
     task->rank = static_cast<int>(shape_.rank);
     task->twisted = twisted_;

@@ -112,11 +112,11 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) ldr_product(const Ldr
   const bool transposed = task.transposed, reversed_in = task.reflected && !transposed;
   const Turn turn_first = transposed ? Turn::kNone : Turn::kTwist;
   const Turn turn_then = transposed ? Turn::kTwist : Turn::kUntwist;
-  const int64_t of_group = task.units.group() * rank * length;
+  const int64_t of_group = static_cast<int64_t>(task.units.group()) * rank * length;
   const Complex<Scalar>* before = (transposed ? task.left : task.right) + of_group;
   const Complex<Scalar>* after = (transposed ? task.right : task.left) + of_group;
 
-  for (int64_t unit = task.units.first(); unit < task.units.last(); ++unit) {
+  for (int unit = task.units.first(); unit < task.units.last(); ++unit) {
     const PairRange range = task.units.range(unit);
     load_rows(task.x, range, length, z, memory);
     for (int step = 0; step <= rank; ++step) {
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) ldr_backward(const Ld
   const int end = first_right + (need_x || need_right ? rank : 0);
 
   bool poisoned = false;
-  for (int64_t unit = task.units.first(); unit < task.units.last(); ++unit) {
+  for (int unit = task.units.first(); unit < task.units.last(); ++unit) {
     const PairRange range = task.units.range(unit);
     const bool first_unit = unit == task.units.first();
     for (int step = 0; step < end; ++step) {
@@ -234,7 +234,8 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) ldr_backward(const Ld
             }
           }
           if (on_right && need_x) {
-            const Complex<Scalar>* factor = task.right + (task.units.group() * rank + l) * length + within;
+            const Complex<Scalar>* factor =
+                task.right + (static_cast<int64_t>(task.units.group()) * rank + l) * length + within;
             SURM_UNROLL
             for (int k = 0; k < kTile; ++k) {
               u[k] = turned_back(u[k], factor[k * tiles]);
@@ -248,8 +249,8 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) ldr_backward(const Ld
           for (int k = 0; k < kTile; ++k) u[k] = conjugated(u[k], task.to.conjugate);
         } else if (step > 0) {
           const KeptSpectrum<Scalar, kNear> from = next_on_right ? g_hat : x_hat;
-          const Complex<Scalar>* factor =
-              (next_on_right ? task.left : task.right) + (task.units.group() * rank + next_l) * length + within;
+          const Complex<Scalar>* factor = (next_on_right ? task.left : task.right) +
+                                          (static_cast<int64_t>(task.units.group()) * rank + next_l) * length + within;
           SURM_UNROLL
           for (int k = 0; k < kTile; ++k) {
             u[k] = turned(from.read(tile, k), conjugated(factor[k * tiles], next_on_right));

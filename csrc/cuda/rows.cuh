@@ -196,9 +196,9 @@ inline Rows result_rows(void* data, StorageType type, int64_t tokens, int64_t bl
 
 // The token pairs of a block of threads, and which of its warps work on one of them together.
 struct PairRange {
-  int64_t group;
-  int64_t first;   // token of the first pair
-  int64_t tokens;  // of the group
+  int group;
+  int first;   // token of the first pair
+  int tokens;  // of the group
   int pairs;
 
   __device__ __forceinline__ int warps() const { return blockDim.x / kWarp; }
@@ -215,7 +215,7 @@ struct PairRange {
 
   // A row of the pair, or null past the last token.
   __device__ __forceinline__ char* row(const Rows& rows, int pair, int part) const {
-    const int64_t token = first + 2 * pair + part;
+    const int token = first + 2 * pair + part;
     return token < tokens ? rows.data + group * rows.group_stride + token * rows.row_stride : nullptr;
   }
 };

@@ -9,6 +9,10 @@ namespace {
 // Blocks of threads that few tokens are spread over, a part of the rows of the grid each.
 constexpr int64_t kBlocksWanted = 264;
 
+// Whether the sums of a single block may be in shared memory; in float64 that kernel does not fit the registers.
+template <class Scalar>
+constexpr bool kMayBeNear = sizeof(Scalar) == 4;
+
 template <class Scalar>
 class Machine {
   using C = Complex<Scalar>;
@@ -61,7 +65,7 @@ class Machine {
 
     ProductTask<Scalar> task;
     task.plan = *plan;
-    task.units = {shape_.tokens, how.units, Divisor(how.units), 1, how.pairs};
+    task.units = units_of(shape_.tokens, how, how.units, 1);
     task.x = Rows(x, type_, shape_.columns, shape_.in_size);
     task.to = store(y, base, scale, shape_.rows, shape_.out_size, *plan, false);
     task.factors = static_cast<const C*>(spectra);
@@ -69,7 +73,7 @@ class Machine {
     task.by_columns = Divisor(shape_.columns);
     task.rows = static_cast<int>(shape_.rows);
     const int64_t blocks = shape_.groups * how.units;
-    if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+    if (blocks > INT32_MAX || shape_.tokens > INT32_MAX / 2) return cudaErrorInvalidValue;
     const int64_t parts =
         std::min<int64_t>(shape_.rows, std::min<int64_t>(UINT16_MAX, divide_up(kBlocksWanted, blocks)));
     task.rows_of_block = static_cast<int>(divide_up(shape_.rows, parts));
@@ -88,7 +92,7 @@ class Machine {
     if (plan == nullptr) return error;
     const Backward how(*this);
     if (how.shared > shared_memory_limit()) return kTooLarge;
-    if (shape_.groups * how.chunks > INT32_MAX) return cudaErrorInvalidValue;
+    if (shape_.groups * how.chunks > INT32_MAX || shape_.tokens > INT32_MAX / 2) return cudaErrorInvalidValue;
     char* memory = static_cast<char*>(workspace);
     C* factors = reinterpret_cast<C*>(memory);
     C* totals = reinterpret_cast<C*>(memory + how.factor_bytes);
@@ -103,7 +107,7 @@ class Machine {
     if (shape_.tokens > 0) {
       BackwardTask<Scalar> task;
       task.plan = *plan;
-      task.units = {shape_.tokens, how.geometry.units, Divisor(how.chunks), how.units_of_chunk, how.geometry.pairs};
+      task.units = units_of(shape_.tokens, how.geometry, how.chunks, how.units_of_chunk);
       task.g = Rows(g, type_, shape_.rows, shape_.out_size);
       task.x = Rows(x, type_, shape_.columns, shape_.in_size);
       task.to = store(x_gradient, {}, scale, shape_.columns, shape_.in_size, *plan, shape_.reflected);
@@ -116,9 +120,8 @@ class Machine {
       task.by_columns = Divisor(shape_.columns);
       task.twisted = shape_.twisted;
       task.conjugate = shape_.reflected;
-      const auto kernel = !single_   ? spectral_backward_grid<Scalar>
-                          : how.near ? spectral_backward<Scalar, true>
-                                     : spectral_backward<Scalar, false>;
+      auto kernel = single_ ? spectral_backward<Scalar, false> : spectral_backward_grid<Scalar>;
+      if constexpr (kMayBeNear<Scalar>) kernel = how.near ? spectral_backward<Scalar, true> : kernel;
       error = launch(kernel, dim3(static_cast<unsigned>(shape_.groups * how.chunks)), how.geometry.threads, how.shared,
                      stream, task);
       if (error != 0) return error;
@@ -161,7 +164,7 @@ class Machine {
     int64_t factor_bytes, sum_bytes, kept_bytes, flag_bytes;  // of workspace
 
     explicit Backward(const Machine& m)
-        : near(m.single_ && m.backward_shared(1, true) <= shared_memory_limit()),
+        : near(kMayBeNear<Scalar> && m.single_ && m.backward_shared(1, true) <= shared_memory_limit()),
           geometry(m.shape_.tokens, m.length_, std::max(m.shape_.rows, m.shape_.columns),
                    [&](int64_t pairs) { return m.backward_shared(pairs, near); }),
           shared(m.backward_shared(geometry.pairs, near)) {
@@ -211,7 +214,7 @@ class Machine {
                             void* stream) const {
     const int64_t shared = row_bytes<Scalar>(1, length_), blocks = shape_.blocks();
     if (shared > shared_memory_limit()) return kTooLarge;
-    if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+    if (blocks > INT32_MAX || shape_.tokens > INT32_MAX / 2) return cudaErrorInvalidValue;
     const int64_t threads = std::max(kFewestThreads, power_of_two_from(length_ / kTile));
     return launch(kernel, dim3(static_cast<unsigned>(blocks)),
                   static_cast<int>(std::min<int64_t>(kMostThreads<Scalar>, threads)), shared, stream, task);

@@ -20,21 +20,21 @@ constexpr int kMostThreads = sizeof(Scalar) == 4 ? 512 : 256;
 
 // Which pairs of tokens a block of threads works on.
 struct Units {
-  int64_t tokens;           // of a group
-  int64_t units;            // of a group: a unit is what a block of threads has in shared memory at a time
+  int tokens;               // of a group
+  int units;                // of a group: a unit is what a block of threads has in shared memory at a time
   Divisor blocks_of_group;  // blocks of threads that share the units of a group
-  int64_t units_of_block;
+  int units_of_block;
   int pairs;  // of a unit
 
-  __device__ __forceinline__ int64_t group() const { return blocks_of_group.quotient(blockIdx.x); }
-  __device__ __forceinline__ int64_t first() const {
-    return (blockIdx.x - group() * blocks_of_group.divisor) * units_of_block;
+  __device__ __forceinline__ int group() const { return blocks_of_group.quotient(blockIdx.x); }
+  __device__ __forceinline__ int first() const {
+    return static_cast<int>(blockIdx.x - group() * blocks_of_group.divisor) * units_of_block;
   }
-  __device__ __forceinline__ int64_t last() const {
-    const int64_t end = first() + units_of_block;
+  __device__ __forceinline__ int last() const {
+    const int end = first() + units_of_block;
     return end < units ? end : units;
   }
-  __device__ __forceinline__ PairRange range(int64_t unit) const { return {group(), unit * 2 * pairs, tokens, pairs}; }
+  __device__ __forceinline__ PairRange range(int unit) const { return {group(), unit * 2 * pairs, tokens, pairs}; }
 };
 
 template <class Scalar>
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_product(cons
   };
   load_rows(task.x, range, length, z, memory);
   stages_in(plan, z, count, enter);
-  const Complex<Scalar>* factors = task.factors + range.group * length;
+  const Complex<Scalar>* factors = task.factors + static_cast<int64_t>(range.group) * length;
   tiles_through(plan, z, count, enter, [&](Complex<Scalar>* u, int tile) {
     const Complex<Scalar>* factor = factors + (tile - task.by_tiles.quotient(tile) * tiles);
     SURM_UNROLL
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_product_grid
   const int first_row = blockIdx.y * task.rows_of_block;
   for (int row = first_row; row < task.rows && row < first_row + task.rows_of_block; ++row) {
     const Complex<Scalar>* factors =
-        task.factors + (range.group * task.rows + row) * columns * static_cast<int64_t>(length);
+        task.factors + static_cast<int64_t>(range.group * task.rows + row) * columns * length;
     tiles_out(sum, row_count, [&](Complex<Scalar>* u, int tile) {
       const int pair = task.by_tiles.quotient(tile), within = tile - pair * tiles;
       SURM_UNROLL
@@ -205,9 +205,9 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_backward(con
     }
   };
 
-  bool poisoned = false;
-  const int64_t begin = task.units.first(), end = task.units.last();
-  for (int64_t unit = begin; unit < end; ++unit) {
+  if (threadIdx.x == 0) task.poisoned[blockIdx.x] = 0;
+  const int begin = task.units.first(), end = task.units.last();
+  for (int unit = begin; unit < end; ++unit) {
     const PairRange range = task.units.range(unit);
     load_rows(task.g, range, length, z, of_g);
     stages_in(plan, z, count, enter_g);
@@ -219,13 +219,13 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_backward(con
       }
     });
     load_rows(task.x, range, length, z, of_x);
-    if (threadIdx.x == 0) poisoned = poisoned || has_poison(of_g, pairs) || has_poison(of_x, pairs);
+    if (threadIdx.x == 0 && (has_poison(of_g, pairs) || has_poison(of_x, pairs))) task.poisoned[blockIdx.x] = 1;
     stages_in(plan, z, count, enter_x);
     if (task.to.rows.data == nullptr) {
       tiles_in(plan, z, count, enter_x, [&](const Complex<Scalar>* u, int tile) { add_tile(u, tile, unit == begin); });
       continue;
     }
-    const Complex<Scalar>* factors = task.factors + range.group * length;
+    const Complex<Scalar>* factors = task.factors + static_cast<int64_t>(range.group) * length;
     tiles_through(plan, z, count, enter_x, [&](Complex<Scalar>* u, int tile) {
       add_tile(u, tile, unit == begin);
       const Complex<Scalar>* factor = factors + (tile - task.by_tiles.quotient(tile) * tiles);
@@ -242,7 +242,6 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_backward(con
       write_tile(u, tile, all_tiles, far_sums);
     }
   }
-  if (threadIdx.x == 0) task.poisoned[blockIdx.x] = poisoned ? 1 : 0;
 }
 
 // Both gradients for a grid: ĝ of all rows in the device's memory, x̂ of all columns in shared memory, a sum for every
@@ -274,16 +273,16 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_backward_gri
     return entry_of(plan, task.twisted, task.conjugate, first, second);
   };
 
-  bool poisoned = false;
-  const int64_t begin = task.units.first(), end = task.units.last();
-  for (int64_t unit = begin; unit < end; ++unit) {
+  if (threadIdx.x == 0) task.poisoned[blockIdx.x] = 0;
+  const int begin = task.units.first(), end = task.units.last();
+  for (int unit = begin; unit < end; ++unit) {
     const PairRange range = task.units.range(unit);
     load_rows(task.g, range, length, z, of_g);
     stages_in(plan, z, rows * row_count, enter_g);
     tiles_in(plan, z, rows * row_count, enter_g,
              [&](const Complex<Scalar>* u, int tile) { write_tile(u, tile, g_tiles, g_hat); });
     load_rows(task.x, range, length, z, of_x);
-    if (threadIdx.x == 0) poisoned = poisoned || has_poison(of_g, pairs) || has_poison(of_x, pairs);
+    if (threadIdx.x == 0 && (has_poison(of_g, pairs) || has_poison(of_x, pairs))) task.poisoned[blockIdx.x] = 1;
     stages_in(plan, z, columns * row_count, enter_x);
     tiles_in(plan, z, columns * row_count, enter_x,
              [&](const Complex<Scalar>* u, int tile) { write_tile(u, tile, z); });
@@ -304,18 +303,20 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_backward_gri
     }
     for (int column = 0; column < columns && task.to.rows.data != nullptr; ++column) {
       const Complex<Scalar>* factors =
-          task.factors + (range.group * columns + column) * rows * static_cast<int64_t>(length);
+          task.factors + static_cast<int64_t>(range.group * columns + column) * rows * length;
       tiles_out(sum, row_count, [&](Complex<Scalar>* u, int tile) {
         const int pair = task.by_tiles.quotient(tile), within = tile - pair * tiles;
+        const Complex<Scalar>* g = g_hat + pair * rows * tiles + within;
         SURM_UNROLL
-        for (int k = 0; k < kTile; ++k) u[k] = {0, 0};
-        for (int row = 0; row < rows; ++row) {
-          const Complex<Scalar>* factor = factors + static_cast<int64_t>(row) * length + within;
-          const Complex<Scalar>* from = g_hat + (pair * rows + row) * tiles + within;
-          SURM_UNROLL
-          for (int k = 0; k < kTile; ++k) {
-            u[k] = u[k] + turned(conjugated(from[k * g_tiles], task.conjugate), factor[k * tiles]);
+        for (int k = 0; k < kTile; ++k) {
+          Complex<Scalar> total{0, 0};
+          // Not unrolled, so that fewer values wait in registers.
+          SURM_NO_UNROLL
+          for (int row = 0; row < rows; ++row) {
+            const Complex<Scalar> factor = factors[static_cast<int64_t>(row) * length + within + k * tiles];
+            total = total + turned(conjugated(g[row * tiles + k * g_tiles], task.conjugate), factor);
           }
+          u[k] = total;
         }
       });
       stages_out(plan, sum, row_count);
@@ -323,7 +324,6 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_backward_gri
     }
     __syncthreads();
   }
-  if (threadIdx.x == 0) task.poisoned[blockIdx.x] = poisoned ? 1 : 0;
 }
 
 // total[group, block, k, tile] = Σ_chunk Σ_pair partial[group, chunk, block, k, pair, tile], in a fixed order.

@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def tuned(configs: list[triton.Config], key: list[str], prune: Callable[..., list[triton.Config]] | None = None) -> Any:
-    """triton.autotune, with the first config alone where there is nothing to measure: in the interpreter."""
+    """triton.autotune, with the first config alone where there is nothing to measure: in the interpreter.
+
+    The first call for a key measures and so synchronises: make it before a CUDA graph is captured.
+    """
     chosen = configs[:1] if triton.knobs.runtime.interpret else configs
     return triton.autotune(chosen, key=key, prune_configs_by={"early_config_prune": prune} if prune else None)
 

@@ -44,7 +44,6 @@ PRODUCT_CONFIGS = [
     _product_config(64, 64, 16, 8, 3),  # float32
     _product_config(16, 64, 16, 4, 3),
     _product_config(32, 64, 16, 4, 3),
-    _product_config(128, 64, 16, 8, 3),
 ]
 DUAL_CONFIGS = [
     _dual_config(64, 32, 4, 3),  # serves every device and shape
@@ -60,16 +59,22 @@ def for_float32(config: triton.Config) -> bool:
     return config.kwargs["BLOCK_INPUTS"] == 16
 
 
-def for_16_bits(config: triton.Config) -> bool:
-    """Whether a config is for 16-bit types, which the matrix units multiply."""
-    return not for_float32(config)
+def is_large(config: triton.Config) -> bool:
+    """Whether a tile fills the registers: not for Ampere, nor beside the values that a bank holds for each token."""
+    return config.kwargs.get("BLOCK_OUTPUTS", 0) == 256
 
 
 def _fitting(configs: list[triton.Config], arguments: dict[str, Any], **_: Any) -> list[triton.Config]:
-    """The configs for the type of x whose tile is not mostly empty."""
-    of_type = for_float32 if arguments["x"].dtype == torch.float32 else for_16_bits
-    tokens = max(arguments["tokens"], 16)
-    return [c for c in configs if of_type(c) and c.kwargs.get("BLOCK_TOKENS", tokens) < 2 * tokens]
+    """The configs for the type and the device of x whose tile is not mostly empty."""
+    x, tokens = arguments["x"], max(arguments["tokens"], 16)
+    large = arguments.get("adapter") is None and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    return [
+        config
+        for config in configs
+        if for_float32(config) == (x.dtype == torch.float32)
+        and (large or not is_large(config))
+        and config.kwargs.get("BLOCK_TOKENS", tokens) < 2 * tokens
+    ]
 
 
 @triton.jit

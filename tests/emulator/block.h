@@ -4,8 +4,8 @@
 
 #include <cstdint>
 #include <cstring>
-#include <deque>
 #include <functional>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -55,7 +55,7 @@ class Block {
     for (;;) {
       std::shuffle(order_.begin(), order_.end(), random);
       for (const int thread : order_) {
-        if (threads_[thread].state == Thread::kReady) run_thread(thread, set_thread);
+        if (threads_[thread]->state == Thread::kReady) run_thread(thread, set_thread);
       }
       if (exchange_shuffled()) continue;
       if (all_are(Thread::kDone)) return;
@@ -72,7 +72,7 @@ class Block {
   uint64_t shuffle(Site site, uint32_t mask, int source, uint64_t value) {
     if (mask != ~uint32_t{0})
       fail("shuffle with mask " + std::to_string(mask) + " at " + site.text() + ", want all lanes");
-    Thread& thread = threads_[running_];
+    Thread& thread = *threads_[running_];
     thread.source = source;
     thread.given = value;
     wait(Thread::kAtShuffle, site);
@@ -81,18 +81,18 @@ class Block {
 
   [[noreturn]] void fail_thread(const std::string& what) {
     failure_ = "thread " + std::to_string(running_) + ": " + what + ", " + since();
-    threads_[running_].usable = false;
-    for (;;) threads_[running_].fiber.suspend();
+    threads_[running_]->usable = false;
+    for (;;) threads_[running_]->fiber.suspend();
   }
 
  private:
   void prepare(int threads, int64_t shared_bytes, const std::function<void()>& kernel) {
-    while (static_cast<int>(threads_.size()) < threads) threads_.emplace_back();
+    while (static_cast<int>(threads_.size()) < threads) threads_.push_back(std::make_unique<Thread>());
     count_ = threads;
     order_.resize(threads);
     for (int thread = 0; thread < threads; ++thread) {
       order_[thread] = thread;
-      threads_[thread].state = Thread::kReady;
+      threads_[thread]->state = Thread::kReady;
     }
     shared.poison(shared_bytes);
     kernel_ = &kernel;
@@ -102,7 +102,7 @@ class Block {
   }
 
   void run_thread(int number, void (*set_thread)(int)) {
-    Thread& thread = threads_[number];
+    Thread& thread = *threads_[number];
     running_ = number;
     set_thread(number);
     shared.set_thread(number);
@@ -125,7 +125,7 @@ class Block {
   }
 
   void wait(Thread::State state, Site site) {
-    Thread& thread = threads_[running_];
+    Thread& thread = *threads_[running_];
     thread.state = state;
     thread.site = site;
     thread.fiber.suspend();
@@ -133,7 +133,7 @@ class Block {
 
   bool all_are(Thread::State state) const {
     for (int thread = 0; thread < count_; ++thread) {
-      if (threads_[thread].state != state) return false;
+      if (threads_[thread]->state != state) return false;
     }
     return true;
   }
@@ -144,8 +144,8 @@ class Block {
     for (int first = 0; first + kWarp <= count_; first += kWarp) {
       if (!shuffle_is_complete(first)) continue;
       for (int lane = 0; lane < kWarp; ++lane) {
-        Thread& thread = threads_[first + lane];
-        thread.taken = threads_[first + thread.source].given;
+        Thread& thread = *threads_[first + lane];
+        thread.taken = threads_[first + thread.source]->given;
         thread.state = Thread::kReady;
       }
       any = true;
@@ -155,37 +155,37 @@ class Block {
 
   bool shuffle_is_complete(int first) const {
     for (int lane = 0; lane < kWarp; ++lane) {
-      const Thread& thread = threads_[first + lane];
-      if (thread.state != Thread::kAtShuffle || !(thread.site == threads_[first].site)) return false;
+      const Thread& thread = *threads_[first + lane];
+      if (thread.state != Thread::kAtShuffle || !(thread.site == threads_[first]->site)) return false;
     }
     return true;
   }
 
   // All threads must wait at the same barrier.
   void pass_barrier() {
-    const Thread& some = threads_[order_[0]];
+    const Thread& some = *threads_[order_[0]];
     for (const int number : order_) {
-      const Thread& thread = threads_[number];
+      const Thread& thread = *threads_[number];
       if (thread.state == Thread::kAtShuffle) stop(missing_lane(number));
       if (thread.state != some.state || !(thread.site == some.site)) {
         stop("divergent barrier: thread " + std::to_string(order_[0]) + " " + some.text() + ", thread " +
              std::to_string(number) + " " + thread.text());
       }
     }
-    for (const int number : order_) threads_[number].state = Thread::kReady;
+    for (const int number : order_) threads_[number]->state = Thread::kReady;
     last_barrier_ = some.site;
     ++barriers_;
     shared.next_interval();
   }
 
   std::string missing_lane(int waiting) const {
-    const Thread& thread = threads_[waiting];
+    const Thread& thread = *threads_[waiting];
     const int first = waiting / kWarp * kWarp;
     std::string text = "missing lane in a shuffle: thread " + std::to_string(waiting) + " " + thread.text() + ", ";
     for (int other = first; other < first + kWarp; ++other) {
       if (other >= count_) return text + "and its warp has fewer than 32 threads";
-      if (threads_[other].state == Thread::kAtShuffle && threads_[other].site == thread.site) continue;
-      return text + "thread " + std::to_string(other) + " of its warp " + threads_[other].text();
+      if (threads_[other]->state == Thread::kAtShuffle && threads_[other]->site == thread.site) continue;
+      return text + "thread " + std::to_string(other) + " of its warp " + threads_[other]->text();
     }
     return text;
   }
@@ -196,12 +196,12 @@ class Block {
 
   [[noreturn]] void stop(const std::string& what) {
     for (int thread = 0; thread < count_; ++thread) {
-      if (threads_[thread].state != Thread::kDone) threads_[thread].usable = false;
+      if (threads_[thread]->state != Thread::kDone) threads_[thread]->usable = false;
     }
     throw Error(what);
   }
 
-  std::deque<Thread> threads_;
+  std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<int> order_;
   const std::function<void()>* kernel_ = nullptr;
   int count_ = 0, running_ = 0;

@@ -22,6 +22,7 @@ inline void bind_controls(pybind11::module_& m) {
     if (cudaSetDevice(number) != cudaSuccess) throw pybind11::value_error("no such device");
   });
   m.def("set_capturing", [](bool value) { capturing = value; });
+  m.def("refuses_allocations", &refused);
   m.def("allocations", [] { return allocations; });
   m.def("take_launches", [] {
     std::vector<Launch> taken;

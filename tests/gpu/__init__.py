@@ -3,6 +3,7 @@
 With SURM_KERNELS_TEST_DEVICE=cpu those that can be are rehearsed on the CPU, so that they do not rot in between.
 """
 
+import functools
 import os
 
 import torch
@@ -12,12 +13,10 @@ MISSING = "" if DEVICE.type == "cpu" or torch.cuda.is_available() else f"torch {
 
 
 def tune_nothing() -> None:
-    """Has Triton's kernels take the first of their configurations: tests look at values, and tuning takes minutes."""
+    """Has Triton's kernels take the first configuration that fits, unmeasured: tests look at values, tuning is long."""
     from surm_kernels import triton as kernels
 
     if kernels.available:
         import triton
 
-        from surm_kernels.triton import _tuning
-
-        _tuning.tuned = lambda configs, key, prune: triton.autotune(configs[:1], key=key)
+        triton.autotune = functools.partial(triton.autotune, do_bench=lambda call, quantiles: (0.0, 0.0, 0.0))

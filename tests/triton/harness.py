@@ -42,7 +42,7 @@ class Case:
         types: of the arguments that are no constexpr, such as "*bf16", "i32", "fp32"; None as an argument is "none".
         constants: constexpr arguments that are not part of a configuration.
         odd: integers and pointers that are no multiple of 16, as the others are taken to be.
-        only: whether a triton.Config can meet these types.
+        only: whether a triton.Config is for these types on a target of `TARGETS`.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Case:
     types: Mapping[str, str]
     constants: Mapping[str, Any] = field(default_factory=dict)
     odd: tuple[str, ...] = ()
-    only: Callable[[Any], bool] = lambda config: True
+    only: Callable[[Any, str], bool] = lambda config, target: True
 
     @property
     def function(self) -> Any:
@@ -60,13 +60,12 @@ class Case:
             kernel = kernel.fn
         return kernel
 
-    @property
-    def configs(self) -> list[tuple[dict[str, Any], int, int]]:
+    def configs(self, target: str) -> list[tuple[dict[str, Any], int, int]]:
         """(constexprs, num_warps, num_stages) of every configuration the kernel is tuned over."""
         configs = getattr(self.kernel, "configs", None)
         if configs is None:
             return [({}, 4, 3)]
-        wanted = [config for config in configs if self.only(config)]
+        wanted = [config for config in configs if self.only(config, target)]
         return [(dict(config.kwargs), config.num_warps, config.num_stages) for config in wanted]
 
 
@@ -143,13 +142,14 @@ def _hip_resources(assembly: str, shared: int) -> Resources:
 def compile_case(case: Case, targets: Sequence[str], every_config: bool) -> dict[str, Resources]:
     """The resources of a case by "name / target", by "name / target / number" when every configuration is wanted."""
     results = {}
-    for number, (constexprs, num_warps, num_stages) in enumerate(case.configs if every_config else case.configs[:1]):
-        constants = {**case.constants, **constexprs}
-        signature = {**case.types, **dict.fromkeys(constants, "constexpr")}
-        for name, kind in case.types.items():
-            if kind == "none":
-                constants[name], signature[name] = None, "constexpr"
-        for target in targets:
+    for target in targets:
+        configs = case.configs(target)
+        for number, (constexprs, num_warps, num_stages) in enumerate(configs if every_config else configs[:1]):
+            constants = {**case.constants, **constexprs}
+            signature = {**case.types, **dict.fromkeys(constants, "constexpr")}
+            for name, kind in case.types.items():
+                if kind == "none":
+                    constants[name], signature[name] = None, "constexpr"
             key = f"{case.name} / {target}" + (f" / {number}" if every_config else "")
             try:
                 results[key] = compile_ahead(

@@ -3,6 +3,8 @@
 The interpreter computes in bfloat16 wrongly without a word, so that type is compiled only.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -41,6 +43,14 @@ def in_float32(types: dict[str, str]) -> dict[str, str]:
     return {name: kind.replace("bf16", "fp32") for name, kind in types.items()}
 
 
+def for_float32(config: Any, target: str) -> bool:
+    return diagonal.for_float32(config)
+
+
+def for_16_bits(config: Any, target: str) -> bool:
+    return not diagonal.for_float32(config) and not (target == "sm_80" and diagonal.is_large(config))
+
+
 # Sizes that are odd keep loads of single values, which any matrix may need.
 ODD = ("inputs", "outputs", "x_token", "x_group", "matrix_group", "matrix_input", "shape_class")
 AHEAD_OF_TIME = [
@@ -50,7 +60,7 @@ AHEAD_OF_TIME = [
         BY_VALUES,
         {"matrix_output": 1, "LONGEST_SUM": 1024},
         (),
-        diagonal.for_16_bits,
+        for_16_bits,
     ),
     harness.Case(
         "diagonal: basis",
@@ -58,7 +68,7 @@ AHEAD_OF_TIME = [
         BY_BASIS,
         {"matrix_input": 1, "LONGEST_SUM": 1024},
         (),
-        diagonal.for_16_bits,
+        for_16_bits,
     ),
     harness.Case(
         "diagonal: float32",
@@ -66,7 +76,7 @@ AHEAD_OF_TIME = [
         in_float32(BY_VALUES),
         {"matrix_output": 1, "LONGEST_SUM": 1024},
         ODD,
-        diagonal.for_float32,
+        for_float32,
     ),
     harness.Case(
         "diagonal: pullback",
@@ -74,7 +84,7 @@ AHEAD_OF_TIME = [
         {**DUAL_TYPES, "s": "none", "scaled": "none"},
         {**ROW_MAJOR, "BLOCK_TOKENS": 128},
         (),
-        diagonal.for_16_bits,
+        for_16_bits,
     ),
     harness.Case(
         "diagonal: backward",
@@ -82,7 +92,7 @@ AHEAD_OF_TIME = [
         {**DUAL_TYPES, "s": "*bf16", "scaled": "*bf16"},
         {**ROW_MAJOR, "BLOCK_TOKENS": 128},
         (),
-        diagonal.for_16_bits,
+        for_16_bits,
     ),
     harness.Case(
         "diagonal: backward in float32",
@@ -90,7 +100,7 @@ AHEAD_OF_TIME = [
         in_float32({**DUAL_TYPES, "s": "*bf16", "scaled": "*bf16"}),
         {**ROW_MAJOR, "BLOCK_TOKENS": 64},
         (),
-        diagonal.for_float32,
+        for_float32,
     ),
     harness.Case(
         "sums over tokens",

@@ -17,10 +17,12 @@ structured_product = pytest.importorskip("surm_kernels.triton.structured_product
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SCALE = 0.75
+GROUPS_AND_TOKENS = ((1, 0), (2, 1), (1, 33))
 DTYPES = (torch.float32, torch.float16)
 
 dtype_cases = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 sign_cases = pytest.mark.parametrize("sign", [1, -1], ids=["circulant", "skew"])
+kind_cases = pytest.mark.parametrize("kind", ["vandermonde", "vandermonde_like", "cauchy_like"])
 reflected_cases = pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz", "hankel"])
 
 SIZES = ("tokens", "inputs", "outputs", "rows", "columns", "in_blocks", "theta_size", "shape_class")
@@ -145,15 +147,16 @@ def assert_gradients_close(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -
 
 @sign_cases
 @dtype_cases
-@pytest.mark.parametrize("blocks", [(1, 1, 1), (1, 1, 5), (2, 3, 17), (1, 1, 48), (2, 1, 64), (1, 1, 70)])
+@pytest.mark.parametrize("blocks", [(1, 1, 1), (1, 1, 5), (2, 3, 17), (1, 1, 48), (1, 1, 64), (1, 1, 70)])
 def test_circulant_products_and_gradients_match_the_dense_matrix(
     blocks: tuple[int, int, int], dtype: torch.dtype, sign: int
 ) -> None:
     out_blocks, in_blocks, block = blocks
-    v = torch.randn(2, *blocks).to(dtype)
-    dense = torch.stack([oracle.matrix(group, sign) for group in v])
-    for tokens in (0, 1, 33):
-        x, g, base = tokens_and_cotangents(2, tokens, in_blocks * block, out_blocks * block, dtype)
+    all_v = torch.randn(2, *blocks).to(dtype)
+    all_dense = torch.stack([oracle.matrix(group, sign) for group in all_v])
+    for groups, tokens in GROUPS_AND_TOKENS:
+        v, dense = all_v[:groups], all_dense[:groups]
+        x, g, base = tokens_and_cotangents(groups, tokens, in_blocks * block, out_blocks * block, dtype)
         y, x_gradient = SCALE * x.double() @ dense.mT, SCALE * g.double() @ dense
         sums = [oracle.diagonal_sums(w, block, sign) for w in SCALE * g.double().mT @ x.double()]
 
@@ -174,10 +177,11 @@ def test_toeplitz_products_and_gradients_match_the_dense_matrix(
     blocks: tuple[int, int, int, int], dtype: torch.dtype, reflected: bool
 ) -> None:
     out_blocks, in_blocks, rows, columns = blocks
-    t = torch.randn(2, out_blocks, in_blocks, rows + columns - 1).to(dtype)
-    dense = torch.stack([(oracle.hankel if reflected else oracle.toeplitz)(group, columns) for group in t])
-    for tokens in (0, 1, 33):
-        x, g, base = tokens_and_cotangents(2, tokens, in_blocks * columns, out_blocks * rows, dtype)
+    all_t = torch.randn(2, out_blocks, in_blocks, rows + columns - 1).to(dtype)
+    all_dense = torch.stack([(oracle.hankel if reflected else oracle.toeplitz)(group, columns) for group in all_t])
+    for groups, tokens in GROUPS_AND_TOKENS:
+        t, dense = all_t[:groups], all_dense[:groups]
+        x, g, base = tokens_and_cotangents(groups, tokens, in_blocks * columns, out_blocks * rows, dtype)
         y, x_gradient = SCALE * x.double() @ dense.mT, SCALE * g.double() @ dense
         sums = [toeplitz_sums(w, rows, columns, reflected) for w in SCALE * g.double().mT @ x.double()]
 
@@ -203,14 +207,14 @@ def test_16_bit_tokens_meet_a_float32_parameter_in_float32(reflected: bool) -> N
 
 
 @dtype_cases
-@pytest.mark.parametrize("kind", ["vandermonde", "vandermonde_like", "cauchy_like"])
+@kind_cases
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 17, 2), (70, 48, 3), (17, 90, 1)], ids=str)
 def test_generated_products_and_gradients_match_the_dense_matrix(
     sizes: tuple[int, int, int], kind: str, dtype: torch.dtype
 ) -> None:
     rows, columns, rank = sizes
     parameters = [parameter.requires_grad_() for parameter in parameters_of(kind, rows, columns, rank)]
-    for groups, tokens in ((1, 0), (1, 1), (2, 33)):
+    for groups, tokens in GROUPS_AND_TOKENS:
         x, g, base = tokens_and_cotangents(groups, tokens, columns, rows, dtype)
         exact_x = x.double().requires_grad_()
         dense = generated_matrix(kind, columns, parameters)
@@ -221,9 +225,17 @@ def test_generated_products_and_gradients_match_the_dense_matrix(
         oracle.assert_close(structured.generated(x, values, base, kind, SCALE), base.double() + y.detach())
         got = structured.generated_backward(g, x, values, kind, SCALE, True, True)
         assert_gradients_close(tuple(got), tuple(exact))
-        assert torch.equal(structured.generated_backward(g, x, values, kind, SCALE, True, False)[0], got[0])
-        alone = structured.generated_backward(g, x, values, kind, SCALE, False, True)
-        assert all(torch.equal(a, b) for a, b in zip(alone, got[1:], strict=True))
+
+
+@kind_cases
+def test_generated_gradients_that_are_not_needed_are_left_out(kind: str) -> None:
+    parameters = parameters_of(kind, 5, 7, 2)
+    x, g, _ = tokens_and_cotangents(1, 3, 7, 5, torch.float32)
+    both = structured.generated_backward(g, x, parameters, kind, SCALE, True, True)
+    of_x = structured.generated_backward(g, x, parameters, kind, SCALE, True, False)
+    of_parameters = structured.generated_backward(g, x, parameters, kind, SCALE, False, True)
+    assert [gradient.shape for gradient in both] == [tensor.shape for tensor in (x, *parameters)]
+    assert all(torch.equal(alone, gradient) for alone, gradient in zip(of_x + of_parameters, both, strict=True))
 
 
 def test_high_powers_of_nodes_are_accurate_and_vanish_without_a_trace() -> None:

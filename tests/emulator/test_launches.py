@@ -1,0 +1,137 @@
+"""What the launchers of the CUDA kernels do on devices of other sizes, with their tables, and in a captured graph."""
+
+import ctypes
+
+import pytest
+import torch
+
+from surm_kernels import _extension
+from tests import oracle
+from tests.emulator.build import emulated_kernels
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+operators = torch.ops.surm_kernels_cuda
+TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/shapes.h
+
+device_cases = pytest.mark.parametrize("device", [0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def built():
+    if not _extension.available:
+        pytest.skip("the emulated kernels are tested once, beside the compiled library")
+    return emulated_kernels()
+
+
+@pytest.fixture
+def kernels(built):
+    built.take_launches()
+    yield built
+    built.set_device(0)
+    built.set_capturing(False)
+
+
+def fails_as_too_large(call) -> bool:
+    """Whether a call is refused because it does not fit, and in no other way."""
+    try:
+        call()
+    except RuntimeError as error:
+        assert "the working set does not fit the shared memory of this device" in str(error)
+        return True
+    return False
+
+
+@device_cases
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 2048), (1, 1, 4096), (1, 1, 8192), (1, 1, 16384), (1, 1, 11008), (2, 3, 2048)]
+)
+def test_krylov_runs_exactly_where_its_shared_memory_fits(sizes, dtype: torch.dtype, device: int, kernels) -> None:
+    kernels.set_device(device)
+    outputs, inputs, block = sizes
+    v = torch.randn(1, *sizes).to(dtype)
+    x, g = torch.randn(1, 2, inputs * block).to(dtype), torch.randn(1, 2, outputs * block).to(dtype)
+    calls = {
+        False: lambda: operators.krylov(x, v, None, 1, 1.0, False),
+        True: lambda: operators.krylov_backward(g, x, v, 1, 1.0, False),
+    }
+    wanted = {kind: shared_bytes(kernels, "krylov", TYPES[dtype], *sizes, kind) for kind in calls}
+    assert_fits(calls, wanted, kernels, device)
+
+
+@device_cases
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(1000, 3000), (4096, 4096), (8192, 8192)])
+def test_toeplitz_runs_exactly_where_its_shared_memory_fits(shape, dtype: torch.dtype, device: int, kernels) -> None:
+    kernels.set_device(device)
+    rows, columns = shape
+    t = torch.randn(1, 1, 1, rows + columns - 1, dtype=dtype)
+    x, g = torch.randn(1, 2, columns, dtype=dtype), torch.randn(1, 2, rows, dtype=dtype)
+    calls = {
+        False: lambda: operators.toeplitz(x, t, None, columns, 1.0, False, False),
+        True: lambda: operators.toeplitz_backward(g, x, t, columns, 1.0, False),
+    }
+    wanted = {kind: shared_bytes(kernels, "toeplitz", TYPES[dtype], 1, 1, *shape, kind) for kind in calls}
+    assert_fits(calls, wanted, kernels, device)
+
+
+@device_cases
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("rank", "size"), [(4, 1024), (1, 2048), (2, 4096), (2, 8192)])
+def test_ldr_runs_exactly_where_its_shared_memory_fits(rank, size, dtype: torch.dtype, device: int, kernels) -> None:
+    kernels.set_device(device)
+    left, right = torch.randn(1, rank, size, dtype=dtype), torch.randn(1, rank, size, dtype=dtype)
+    x = torch.randn(1, 2, size, dtype=dtype)
+    calls = {
+        False: lambda: operators.ldr(x, left, right, None, size, 1.0, False, False),
+        True: lambda: operators.ldr_backward(x, x, left, right, 1.0, False),
+    }
+    wanted = {kind: shared_bytes(kernels, "ldr", TYPES[dtype], rank, size, kind) for kind in calls}
+    assert_fits(calls, wanted, kernels, device)
+
+
+def shared_bytes(kernels, primitive: str, *arguments: int) -> int:
+    """What the library tells the dispatcher that a product, or a gradient, needs of shared memory."""
+    function = getattr(ctypes.CDLL(kernels.__file__), f"surm_kernels_cuda_{primitive}_shared_bytes")
+    function.restype = ctypes.c_int64
+    return function(*(ctypes.c_int64(each) for each in arguments))
+
+
+def assert_fits(calls, wanted, kernels, device: int) -> None:
+    """Each call runs if and only if what it wants fits, in no more than the device has and no less than it said."""
+    for gradient, call in calls.items():
+        fits = wanted[gradient] <= kernels.shared_bytes_of_devices[device]
+        assert fails_as_too_large(call) != fits
+        taken = [launch.shared_bytes for launch in kernels.take_launches()]
+        assert not fits or max(taken) >= wanted[gradient]
+
+
+def test_what_does_not_fit_names_the_operator_and_its_sizes(kernels) -> None:
+    x, v = torch.randn(3, 2, 16384).double(), torch.randn(3, 1, 1, 16384).double()
+    with pytest.raises(RuntimeError, match="krylov with 1 x 1 blocks of 16384 and 3 x 2 tokens failed"):
+        operators.krylov(x, v, None, 1, 1.0, False)
+    with pytest.raises(RuntimeError, match="krylov_pullback with 1 x 1 blocks of 16384 and 3 x 2 tokens failed"):
+        operators.krylov_pullback(x, x, 16384, 1, 1.0)
+
+
+def test_tables_are_uploaded_once_for_every_device_and_size(kernels) -> None:
+    def uploads(size: int) -> int:
+        before = kernels.allocations()
+        operators.krylov(torch.randn(1, 2, size), torch.randn(1, 1, 1, size), None, 1, 1.0, False)
+        return kernels.allocations() - before
+
+    assert [uploads(1760), uploads(1760), uploads(1280)] == [1, 0, 1]
+    kernels.set_device(1)
+    assert [uploads(1760), uploads(1760)] == [1, 0]
+
+
+@pytest.mark.parametrize("size", [880, 1320])
+def test_a_size_may_be_new_while_a_graph_is_captured(size: int, kernels) -> None:
+    x, v = torch.randn(1, 2, size), torch.randn(1, 1, 1, size)
+    kernels.set_capturing(True)
+    assert kernels.refuses_allocations()
+    y = operators.krylov(x, v, None, -1, 1.0, False)
+    assert kernels.refuses_allocations()
+    oracle.assert_close(y, x.double() @ oracle.matrix(v[0], -1).T)
+    operators.krylov_backward(x, x, v, -1, 1.0, False)
