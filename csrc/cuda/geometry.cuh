@@ -13,9 +13,13 @@ constexpr int64_t kTilesWanted = 256;
 // … as long as it has no more shared memory than this.
 constexpr int64_t kSharedWanted = 64 << 10;
 constexpr int64_t kFewestThreads = 64;
-// Blocks of threads that share the sum over tokens when they have the most threads; more if they have fewer. Two for
-// each multiprocessor of a large device; a fixed number, since it decides in which order tokens are added.
-constexpr int64_t kChunks = 264;
+// Blocks of threads that a product is spread over and a sum over tokens shared by, when they have the most threads;
+// more if they have fewer. Two for each multiprocessor of a large device; a fixed number, since it decides in which
+// order tokens are added. The emulator has fewer, where few tokens are to be many for a block.
+#ifndef SURM_BLOCKS_WANTED
+#define SURM_BLOCKS_WANTED 264
+#endif
+constexpr int64_t kBlocksWanted = SURM_BLOCKS_WANTED;
 constexpr int64_t kPartialBytes = int64_t{128} << 20;  // of all partial sums, at most, where they are many a chunk
 
 inline int64_t power_of_two_from(int64_t value) {
@@ -54,7 +58,7 @@ struct Chunks {
 
   template <class Scalar>
   Chunks(const Geometry<Scalar>& geometry, int64_t groups, int64_t bytes) {
-    const int64_t most = std::min(kChunks * (kMostThreads<Scalar> / geometry.threads),
+    const int64_t most = std::min(kBlocksWanted * (kMostThreads<Scalar> / geometry.threads),
                                   std::max<int64_t>(1, kPartialBytes / std::max<int64_t>(1, bytes)));
     chunks = std::max<int64_t>(1, std::min(geometry.units, divide_up(most, std::max<int64_t>(1, groups))));
     units_of_chunk = std::max<int64_t>(1, divide_up(geometry.units, chunks));

@@ -6,9 +6,6 @@
 namespace surm::cuda {
 namespace {
 
-// Blocks of threads that few tokens are spread over, a part of the rows of the grid each.
-constexpr int64_t kBlocksWanted = 264;
-
 // Whether the sums of a single block may be in shared memory; in float64 that kernel does not fit the registers.
 template <class Scalar>
 constexpr bool kMayBeNear = sizeof(Scalar) == 4;
@@ -74,6 +71,7 @@ class Machine {
     task.rows = static_cast<int>(shape_.rows);
     const int64_t blocks = shape_.groups * how.units;
     if (blocks > INT32_MAX || shape_.tokens > INT32_MAX / 2) return cudaErrorInvalidValue;
+    // Few tokens are spread over blocks of threads with a part of the rows of the grid each.
     const int64_t parts =
         std::min<int64_t>(shape_.rows, std::min<int64_t>(UINT16_MAX, divide_up(kBlocksWanted, blocks)));
     task.rows_of_block = static_cast<int>(divide_up(shape_.rows, parts));

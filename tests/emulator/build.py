@@ -40,7 +40,7 @@ def emulated_kernels() -> ModuleType:
         "csrc/glue.cpp",
     ]
     torch_flags = [flag for flag in TORCH_FLAGS if "LIMITED_API" not in flag]  # which pybind11 does without
-    flags = ("-DSURM_EMULATED=1", "-isystem", str(torch_folder() / "include"), *torch_flags)
+    flags = ("-DSURM_EMULATED=1", "-DSURM_BLOCKS_WANTED=2", "-isystem", str(torch_folder() / "include"), *torch_flags)
     return emulated_module("emulated_kernels", files, flags, (f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"))
 
 

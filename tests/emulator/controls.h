@@ -9,8 +9,8 @@
 namespace surm::emulator {
 
 inline void bind_controls(pybind11::module_& m) {
-  pybind11::register_exception<Error>(m, "Error", PyExc_RuntimeError);
-  pybind11::class_<Launch>(m, "Launch")
+  pybind11::register_local_exception<Error>(m, "Error", PyExc_RuntimeError);
+  pybind11::class_<Launch>(m, "Launch", pybind11::module_local())
       .def_readonly("threads", &Launch::threads)
       .def_readonly("shared_bytes", &Launch::shared_bytes)
       .def_readonly("barriers", &Launch::barriers)

@@ -20,3 +20,12 @@ def emulated(primitive: str, module: ModuleType) -> Iterator[ModuleType]:
             if name == primitive or name.startswith(f"{primitive}_"):
                 patch.setattr(module, name, getattr(torch.ops.surm_kernels_cuda, name))
         yield kernels
+
+
+def as_it_was(kernels: ModuleType) -> Iterator[ModuleType]:
+    """Yields the controls of the emulator and sets them back."""
+    kernels.take_launches()
+    yield kernels
+    kernels.set_seed(1)
+    kernels.set_device(0)
+    kernels.set_capturing(False)

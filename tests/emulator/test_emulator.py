@@ -7,6 +7,7 @@ import pytest
 
 from build_support.ninja import ROOT
 from tests.emulator.build import emulated_module
+from tests.emulator.stand_in import as_it_was
 
 kernels = emulated_module("planted_kernels", ["tests/emulator/planted_kernels.cpp"])
 
@@ -14,11 +15,8 @@ SEEDS = (1, 2, 3, 4, 5)
 
 
 @pytest.fixture(autouse=True)
-def as_it_was():
-    yield
-    kernels.set_seed(1)
-    kernels.set_device(0)
-    kernels.take_launches()
+def unchanged():
+    yield from as_it_was(kernels)
 
 
 def sums(kernel, blocks: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ import torch
 
 from tests import oracle
 from tests import test_krylov as parity
-from tests.emulator.stand_in import emulated
+from tests.emulator.stand_in import as_it_was, emulated
 from tests.test_krylov import (  # noqa: F401  tests that run here as they are
     dtype_cases,
     sign_cases,
@@ -24,14 +24,20 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 384, 768, 1000, 1024)
 SAMPLED_SIZES = (1536, 3072, 4608, 8192)
-BLOCKS = ((2, 3, 5), (3, 2, 64), (1, 4, 97), (4, 1, 63), (2, 2, 1), (12, 3, 12))
+MANY_TILES = (3, 2, 100)  # so that a block of threads has several units of tokens
+BLOCKS = ((2, 3, 5), (3, 2, 64), (1, 4, 97), (4, 1, 63), (2, 2, 1), (12, 3, 12), MANY_TILES)
 
 block_cases = pytest.mark.parametrize("blocks", BLOCKS, ids=lambda blocks: "x".join(map(str, blocks)))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kernels():
+def emulated_krylov():
     yield from emulated("krylov", parity)
+
+
+@pytest.fixture
+def kernels(emulated_krylov):
+    yield from as_it_was(emulated_krylov)
 
 
 def tokens_of(size: int) -> tuple[int, ...]:
@@ -59,7 +65,7 @@ def test_blocks_match_the_dense_matrix_in_every_group(
     outputs, inputs, block = blocks
     v = torch.randn(2, *blocks).to(dtype)
     dense = torch.stack([oracle.matrix(group, sign) for group in v])
-    for tokens in (0, 5):
+    for tokens in (0, 70) if blocks == MANY_TILES else (0, 5):
         x = torch.randn(2, tokens, inputs * block).to(dtype)
         g, base = (torch.randn(2, tokens, outputs * block).to(dtype) for _ in range(2))
         parity.assert_matches(dense, x, v, g, base, sign)
@@ -76,6 +82,13 @@ def test_product_and_gradients_match_sampled_rows_of_a_large_matrix(size: int, d
 @pytest.mark.parametrize("size", [11008, 13824, 14336, 16384])
 def test_the_largest_sizes_match_sampled_rows_of_the_matrix(size: int, sign: int) -> None:
     parity.test_product_and_gradients_match_sampled_rows_of_a_large_matrix(size, torch.float32, sign)
+
+
+@sign_cases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_sums_that_do_not_fit_shared_memory_are_as_accurate(dtype: torch.dtype, sign: int, kernels) -> None:
+    kernels.set_device(2)
+    parity.test_product_and_gradients_match_sampled_rows_of_a_large_matrix(3072, dtype, sign)
 
 
 @sign_cases
@@ -114,7 +127,7 @@ def test_a_row_that_is_not_finite_gives_nan_in_that_row_only(
 
 
 @sign_cases
-@pytest.mark.parametrize("blocks", [(1, 1, 768), (2, 3, 64)], ids=lambda blocks: "x".join(map(str, blocks)))
+@pytest.mark.parametrize("blocks", [(1, 1, 768), (2, 3, 200)], ids=lambda blocks: "x".join(map(str, blocks)))
 def test_results_are_bitwise_the_same_in_any_order_of_threads_and_blocks(
     blocks: tuple[int, int, int], sign: int, kernels
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 from surm_kernels import _extension
 from tests import oracle
 from tests.emulator.build import emulated_kernels
+from tests.emulator.stand_in import as_it_was
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -26,10 +27,7 @@ def built():
 
 @pytest.fixture
 def kernels(built):
-    built.take_launches()
-    yield built
-    built.set_device(0)
-    built.set_capturing(False)
+    yield from as_it_was(built)
 
 
 def fails_as_too_large(call) -> bool:

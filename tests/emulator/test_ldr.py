@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import test_ldr as parity
-from tests.emulator.stand_in import emulated
+from tests.emulator.stand_in import as_it_was, emulated
 from tests.test_ldr import (  # noqa: F401  tests that run here as they are
     dtype_cases,
     generators,
@@ -19,13 +19,19 @@ from tests.test_ldr import (  # noqa: F401  tests that run here as they are
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 768, 1000)
+MANY_TILES = (200, 97, 200, 1)  # so that a block of threads has several units of tokens
 # The size of the square matrix, how many outputs and inputs of it take part, and the rank.
-PARTS = ((5, 5, 3, 5), (5, 3, 5, 2), (7, 1, 7, 4), (7, 7, 1, 1), (97, 60, 41, 3), (192, 64, 192, 4), (200, 97, 200, 1))
+PARTS = ((5, 5, 3, 5), (5, 3, 5, 2), (7, 1, 7, 4), (7, 7, 1, 1), (97, 60, 41, 3), (192, 64, 192, 4), MANY_TILES)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kernels():
+def emulated_ldr():
     yield from emulated("ldr", parity)
+
+
+@pytest.fixture
+def kernels(emulated_ldr):
+    yield from as_it_was(emulated_ldr)
 
 
 @reflected_cases
@@ -45,18 +51,28 @@ def test_top_left_parts_of_every_rank_match_the_index_formula_in_every_group(
 ) -> None:
     size, outputs, inputs, rank = part
     left, right = generators(rank, size, dtype, groups=2)
-    for tokens in (0, 1, 5):
+    for tokens in (0, 70) if part == MANY_TILES else (0, 1, 5):
         parity.assert_matches(left, right, outputs, inputs, tokens, reflected)
 
 
 @reflected_cases
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [3072, 4608])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4608), (torch.bfloat16, 3072)], ids=str)
 def test_large_products_and_sampled_gradients_match_the_index_formula(
-    size: int, dtype: torch.dtype, reflected: bool
+    dtype: torch.dtype, size: int, reflected: bool
 ) -> None:
     left, right = generators(1, size, dtype)
-    parity.assert_matches(left, right, size, size, 3, reflected)
+    parity.assert_matches(left, right, size, size, 19, reflected)
+
+
+@reflected_cases
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1000), (torch.float32, 2048)], ids=str)
+def test_sums_that_do_not_fit_shared_memory_are_as_accurate(
+    dtype: torch.dtype, size: int, reflected: bool, kernels
+) -> None:
+    kernels.set_device(2)
+    left, right = generators(2, size, dtype)
+    for tokens in (1, 5, 17):
+        parity.assert_matches(left, right, size, size, tokens, reflected)
 
 
 @reflected_cases

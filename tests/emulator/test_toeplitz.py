@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import test_toeplitz as parity
-from tests.emulator.stand_in import emulated
+from tests.emulator.stand_in import as_it_was, emulated
 from tests.test_toeplitz import (  # noqa: F401  tests that run here as they are
     dtype_cases,
     name_of,
@@ -21,13 +21,19 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 384, 768, 1000)
 RECTANGLES = ((5, 3), (3, 5), (1, 7), (7, 1), (2, 63), (16, 15), (15, 16), (64, 192), (192, 64), (12, 1024), (768, 97))
-GRIDS = ((2, 3, 5, 5), (3, 2, 64, 33), (1, 4, 97, 12), (4, 1, 12, 97), (2, 2, 1, 1), (3, 5, 1, 2))
+MANY_TILES = (2, 3, 70, 50)  # so that a block of threads has several units of tokens
+GRIDS = ((2, 3, 5, 5), (3, 2, 64, 33), (1, 4, 97, 12), (4, 1, 12, 97), (2, 2, 1, 1), (3, 5, 1, 2), MANY_TILES)
 SAMPLED_SIZES = ((1536, 3072), (3072, 1536), (4096, 4096))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kernels():
+def emulated_toeplitz():
     yield from emulated("toeplitz", parity)
+
+
+@pytest.fixture
+def kernels(emulated_toeplitz):
+    yield from as_it_was(emulated_toeplitz)
 
 
 @reflected_cases
@@ -56,7 +62,7 @@ def test_blocks_match_the_dense_matrix_in_every_group(
 ) -> None:
     out_blocks, in_blocks, rows, columns = grid
     t = torch.randn(2, out_blocks, in_blocks, rows + columns - 1).to(dtype)
-    parity.assert_matches_dense(t, rows, columns, (0, 5), reflected)
+    parity.assert_matches_dense(t, rows, columns, (0, 70) if grid == MANY_TILES else (0, 5), reflected)
 
 
 @reflected_cases
@@ -70,6 +76,13 @@ def test_large_matrices_match_sampled_rows(shape: tuple[int, int], dtype: torch.
 @pytest.mark.parametrize("shape", [(8192, 8192), (4096, 11008)], ids=name_of)
 def test_the_largest_matrices_match_sampled_rows(shape: tuple[int, int], reflected: bool) -> None:
     parity.test_large_matrices_match_sampled_rows(shape, torch.float32, reflected)
+
+
+@reflected_cases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_sums_that_do_not_fit_shared_memory_are_as_accurate(dtype: torch.dtype, reflected: bool, kernels) -> None:
+    kernels.set_device(2)
+    parity.test_large_matrices_match_sampled_rows((1000, 2000), dtype, reflected)
 
 
 @reflected_cases
@@ -108,7 +121,7 @@ def test_a_row_that_is_not_finite_gives_nan_in_that_row_only(
 
 
 @reflected_cases
-@pytest.mark.parametrize("grid", [(1, 1, 300, 200), (2, 3, 64, 33)], ids=name_of)
+@pytest.mark.parametrize("grid", [(1, 1, 300, 200), (2, 3, 70, 150)], ids=name_of)
 def test_results_are_bitwise_the_same_in_any_order_of_threads_and_blocks(
     grid: tuple[int, int, int, int], reflected: bool, kernels
 ) -> None:

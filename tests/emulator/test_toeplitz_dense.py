@@ -20,5 +20,5 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kernels():
+def emulated_toeplitz():
     yield from emulated("toeplitz", parity)
