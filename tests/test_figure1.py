@@ -83,7 +83,7 @@ def test_nothing_fits_a_matrix_without_a_positive_part_better_than_zero(family: 
 def test_every_kind_of_matrix_is_symmetric_and_positive_semidefinite(drawing: str) -> None:
     matrix = figure1.DRAWINGS[drawing](torch.Generator().manual_seed(0))
     assert matrix.shape == (figure1.SIZE, figure1.SIZE)
-    assert torch.equal(matrix, matrix.T)
+    assert oracle.error(matrix, matrix.T) <= 1e-14  # a matrix product may round the two halves differently
     assert torch.linalg.eigvalsh(matrix).min() > -1e-10 * matrix.norm()
 
 

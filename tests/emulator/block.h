@@ -2,7 +2,10 @@
 // arrive. A mistake of the kernel ends the launch with an Error that says what, who and where.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -70,8 +73,9 @@ class Block {
   void wait_at_barrier(Site site) { wait(Thread::kAtBarrier, site); }
 
   uint64_t shuffle(Site site, uint32_t mask, int source, uint64_t value) {
-    if (mask != ~uint32_t{0})
+    if (mask != ~uint32_t{0}) {
       fail("shuffle with mask " + std::to_string(mask) + " at " + site.text() + ", want all lanes");
+    }
     Thread& thread = *threads_[running_];
     thread.source = source;
     thread.given = value;
@@ -80,6 +84,10 @@ class Block {
   }
 
   [[noreturn]] void fail_thread(const std::string& what) {
+    if (running_ == kNobody) {  // the compiler's check of alignment, outside kernels
+      std::fprintf(stderr, "%s\n", what.c_str());
+      std::abort();
+    }
     failure_ = "thread " + std::to_string(running_) + ": " + what + ", " + since();
     threads_[running_]->usable = false;
     for (;;) threads_[running_]->fiber.suspend();
@@ -111,6 +119,7 @@ class Block {
       thread.fiber.restart(run_kernels);
     }
     thread.fiber.resume();
+    running_ = kNobody;
     if (!failure_.empty()) stop(failure_);
   }
 
@@ -201,10 +210,12 @@ class Block {
     throw Error(what);
   }
 
+  static constexpr int kNobody = -1;
+
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<int> order_;
   const std::function<void()>* kernel_ = nullptr;
-  int count_ = 0, running_ = 0;
+  int count_ = 0, running_ = kNobody;
   int64_t barriers_ = 0;
   Site last_barrier_{"", 0};
   std::string failure_;
