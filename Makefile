@@ -6,6 +6,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 
 bin := $(VENV)/bin
+pytest := $(bin)/pytest --numprocesses=logical
 stamps := $(VENV)/stamps
 library := surm_kernels/_C.abi3.so
 oldest_triton := 3.6.0
@@ -56,18 +57,18 @@ format: $(stamps)/test | build  ## rewrite all files in the project's style
 
 test-extension: $(stamps)/test | build  ## every test, with the compiled library
 	@if [ -e $(library) ]; then \
-	  echo "== every test, compiled library"; SURM_KERNELS_BACKEND=extension $(bin)/pytest -m "not slow" $(PYTEST_ARGS); \
+	  echo "== every test, compiled library"; SURM_KERNELS_BACKEND=extension $(pytest) -m "not slow" $(PYTEST_ARGS); \
 	else echo "== skipped: there is no compiled library (make build says why)"; fi
 
 test-avx2 test-baseline: test-%: $(stamps)/test | build  ## parity with one instruction set
 	@if ! [ -e $(library) ]; then echo "== skipped: there is no compiled library (make build says why)"; \
 	elif ! $(bin)/python -m build_support --runs $*; then echo "== skipped: this machine has no separate $* kernels"; \
-	else echo "== parity, $*"; SURM_KERNELS_ISA=$* $(bin)/pytest $(PYTEST_ARGS) $(parity_tests); fi
+	else echo "== parity, $*"; SURM_KERNELS_ISA=$* $(pytest) $(PYTEST_ARGS) $(parity_tests); fi
 
 test-reference: $(stamps)/test | build  ## every test of the operators, on the PyTorch reference
 	@echo "== every test of the operators, reference"
 	@if [ -e $(library) ]; then leave_out="$(addprefix --ignore=,$(other_tests))"; fi; \
-	SURM_KERNELS_BACKEND=reference $(bin)/pytest -m "not slow" $$leave_out $(PYTEST_ARGS)
+	SURM_KERNELS_BACKEND=reference $(pytest) -m "not slow" $$leave_out $(PYTEST_ARGS)
 
 bench: $(stamps)/demo | build  ## measure against torch.fft, dense products and PEFT
 	$(bin)/surm-kernels bench
@@ -78,7 +79,7 @@ gpu-check: $(stamps)/test $(stamps)/triton36 | build  ## all that is known of GP
 	@echo "== the same, Triton $(oldest_triton)"
 	env -u TRITON_INTERPRET $(VENV)-triton36/bin/python -m tests.triton.compile_all
 	@echo "== the CUDA kernels in the emulator and the Triton kernels in the interpreter, long tests too"
-	$(bin)/pytest tests/emulator tests/triton $(wildcard tests/test_cuda_*.py) $(PYTEST_ARGS)
+	$(pytest) tests/emulator tests/triton $(wildcard tests/test_cuda_*.py) $(PYTEST_ARGS)
 
 gpu-bench: build  ## prove and measure on a GPU, within eight minutes
 	PYTHON=$${PYTHON:-$(bin)/python} benchmarks/gpu.sh

@@ -10,6 +10,10 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Workers of pytest-xdist share the processors.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
 settings.register_profile("surm_kernels", deadline=None, derandomize=True, max_examples=40, print_blob=True)
 settings.load_profile("surm_kernels")
 
