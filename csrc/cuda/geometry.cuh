@@ -36,18 +36,25 @@ struct Geometry {
   int threads;
   int64_t units;  // of a group
 
-  // `blocks` rows of N for each pair in the transforms, `shared(pairs)` bytes for them and what goes with them.
+  // `blocks` rows of N for each pair in the transforms, `shared(pairs)` bytes for them and what goes with them; a
+  // thread has that many tiles, if there are enough threads.
   template <class SharedBytes>
-  Geometry(int64_t tokens, int64_t plan_length, int64_t blocks, const SharedBytes& shared)
+  Geometry(int64_t tokens, int64_t plan_length, int64_t blocks, int64_t tiles_of_thread, const SharedBytes& shared)
       : length(plan_length), tiles(plan_length / kTile), pairs_of_group(divide_up(tokens, 2)), pairs(1) {
     const int64_t each = blocks * tiles;
     while (2 * pairs * each <= kTilesWanted && 2 * pairs <= power_of_two_from(pairs_of_group) &&
            shared(2 * pairs) <= kSharedWanted) {
       pairs *= 2;
     }
-    threads = static_cast<int>(
-        std::min<int64_t>(kMostThreads<Scalar>, std::max(kFewestThreads, power_of_two_from(pairs * each))));
+    const int64_t wanted = power_of_two_from(pairs * each) / tiles_of_thread;
+    threads = static_cast<int>(std::min<int64_t>(kMostThreads<Scalar>, std::max(kFewestThreads, wanted)));
     units = divide_up(pairs_of_group, pairs);
+  }
+
+  int warps_log2() const {
+    int log2 = 0;
+    while (kWarp * pairs << (log2 + 1) <= threads) ++log2;
+    return log2;
   }
 };
 
@@ -69,8 +76,9 @@ struct Chunks {
 // The units of a group as `blocks` blocks of threads take them.
 template <class Scalar>
 Units units_of(int64_t tokens, const Geometry<Scalar>& geometry, int64_t blocks, int64_t units_of_block) {
-  return {static_cast<int>(tokens), static_cast<int>(geometry.units), Divisor(blocks), static_cast<int>(units_of_block),
-          geometry.pairs};
+  return {static_cast<int>(tokens), static_cast<int>(geometry.units),
+          Divisor(blocks),          static_cast<int>(units_of_block),
+          geometry.pairs,           geometry.warps_log2()};
 }
 
 template <class Scalar>

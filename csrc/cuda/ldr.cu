@@ -85,10 +85,11 @@ class LdrMachine {
 
     Blocks(const LdrMachine& m, bool gradient)
         : near(m.shared_of(1, gradient, true) <= shared_memory_limit()),
-          geometry(m.shape_.tokens, m.length_, 1, [&](int64_t pairs) { return m.shared_of(pairs, gradient, near); }),
+          geometry(m.shape_.tokens, m.length_, 1, 1, [&](int64_t pairs) { return m.shared_of(pairs, gradient, near); }),
           shared(m.shared_of(geometry.pairs, gradient, near)) {
-      const int64_t row = geometry.pairs * m.length_ * static_cast<int64_t>(sizeof(C));
-      const int64_t kept = near ? 0 : (gradient ? 3 : 2) * row, sum = gradient ? 2 * m.shape_.rank * row : 0;
+      const int64_t count = geometry.pairs * m.length_, bytes = sizeof(C);
+      const int64_t kept = near ? 0 : (gradient ? 3 * count : 2 * warped_count(count)) * bytes;
+      const int64_t sum = gradient ? 2 * m.shape_.rank * count * bytes : 0;
       const Chunks share(geometry, m.shape_.groups, kept + sum);
       // A product whose blocks of threads keep nothing has no reason to give them more than one unit.
       const bool shared_out = gradient || !near;

@@ -1,4 +1,5 @@
 // Uploads the tables of a plan once for every device and size.
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -24,21 +25,25 @@ const Plan& plan_of(int64_t size, bool padded) {
   return *plan;
 }
 
-// All twiddle factors, then the twist.
+// All twiddle factors in pairs, then the twist.
 template <class Scalar>
 std::vector<Complex<Scalar>> tables_of(const Plan& plan, DevicePlan<Scalar>& on_device) {
   const std::vector<Scalar> factors = twiddle_factors<Scalar>(plan, 1);
+  const Scalar* of_stage = factors.data();
   std::vector<Complex<Scalar>> tables;
   for (const Stage& stage : plan.stages) {
-    const int64_t start = static_cast<int64_t>(tables.size()), others = stage.radix - 1;
     on_device.stages[on_device.stage_count++] = {stage.radix, static_cast<int>(stage.stride), Divisor(stage.stride),
-                                                 static_cast<int>(start)};
-    for (int64_t k = 0; k < others; ++k) {
+                                                 static_cast<int>(tables.size() / 2)};
+    const int64_t others = stage.radix - 1;
+    for (int64_t k = 0; k < others; k += 2) {
       for (int64_t j = 0; j < stage.stride; ++j) {
-        const Scalar* factor = factors.data() + 2 * (start + j * others + k);
-        tables.push_back({factor[0], factor[1]});
+        for (int64_t each = k; each < k + 2; ++each) {
+          const Scalar* factor = of_stage + 2 * (j * others + std::min(each, others - 1));
+          tables.push_back({factor[0], factor[1]});
+        }
       }
     }
+    of_stage += 2 * others * stage.stride;
   }
   for (int64_t j = 0; j < plan.size && !plan.embedded(); ++j) {
     const double angle = detail::kPi * static_cast<double>(j) / static_cast<double>(plan.size);
@@ -93,8 +98,8 @@ const DevicePlan<Scalar>* device_plan(int64_t size, bool padded, int* error) {
   if (!tables.empty() && (*error = upload(tables.data(), tables.size() * sizeof(tables[0]), &copy)) != cudaSuccess) {
     return nullptr;
   }
-  fresh->twiddles = static_cast<const Complex<Scalar>*>(copy);
-  if (!plan.embedded()) fresh->twist = fresh->twiddles + (tables.size() - plan.size);
+  fresh->twiddles = static_cast<const TwiddlePair<Scalar>*>(copy);
+  if (!plan.embedded()) fresh->twist = static_cast<const Complex<Scalar>*>(copy) + (tables.size() - plan.size);
   known = std::move(fresh);
   return known.get();
 }

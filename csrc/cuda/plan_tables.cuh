@@ -29,7 +29,13 @@ struct DeviceStage {
   int radix = 1;
   int stride = 1;  // q: the distance between the elements a butterfly combines
   Divisor by_stride;
-  int twiddles = 0;  // where the stage's table starts: factor w^(jk) at (k - 1) q + j
+  int twiddles = 0;  // where the stage's table starts: factors w^(jk) and w^(j(k + 1)) at (k - 1) / 2 · q + j, k odd
+};
+
+// Two neighbouring factors, loaded at once; the second one of the last pair of an even radix is not used.
+template <class Scalar>
+struct alignas(16) TwiddlePair {
+  Complex<Scalar> first, second;
 };
 
 template <class Scalar>
@@ -39,7 +45,7 @@ struct DevicePlan {
   int length = 0;  // N, a multiple of kTile
   int stage_count = 0;
   DeviceStage stages[kMostStages];
-  const Complex<Scalar>* twiddles = nullptr;
+  const TwiddlePair<Scalar>* twiddles = nullptr;
   const Complex<Scalar>* twist = nullptr;  // exp(iπ j/n) for j < n, where N = n
 
   bool embedded() const { return length != size; }

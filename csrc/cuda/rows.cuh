@@ -12,7 +12,7 @@
 
 namespace surm::cuda {
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWarpLog2 = 5;
 
 // ---- values of any storage type ----
 
@@ -95,7 +95,7 @@ __device__ __forceinline__ void store_values(void* data, StorageType type, int64
 
 template <class Scalar>
 struct alignas(2 * sizeof(Scalar)) RowScale {
-  Scalar in;   // multiplies the row going in; 0: zeros go in, whatever the row has
+  Scalar in;   // multiplies the row going in; 0 for a row of zeros and for one that is not finite
   Scalar out;  // 1 / in; 0 for a row of zeros, NaN for one that is not finite
 };
 
@@ -145,7 +145,7 @@ __device__ __forceinline__ RowScale<Scalar> scale_of(typename Magnitude<Scalar>:
 // Each row of a packed value times its factor.
 template <class Scalar>
 __device__ __forceinline__ Complex<Scalar> scaled(const Complex<Scalar>& value, Scalar first, Scalar second) {
-  return {first != 0 ? value.re * first : 0, second != 0 ? value.im * second : 0};
+  return {value.re * first, value.im * second};
 }
 
 // What enters of a packed row: each of its two rows times its factor, the whole times the twist if there is one.
@@ -200,17 +200,16 @@ struct PairRange {
   int first;   // token of the first pair
   int tokens;  // of the group
   int pairs;
+  int warps_log2;  // of the warps that a pair has to itself
 
-  __device__ __forceinline__ int warps() const { return blockDim.x / kWarp; }
-  __device__ __forceinline__ int warps_of_pair() const { return warps() > pairs ? warps() / pairs : 1; }
+  __device__ __forceinline__ int warps_of_pair() const { return 1 << warps_log2; }
 
   // Calls body(pair, index of this thread among those of the pair, their number).
   template <class Body>
   __device__ __forceinline__ void for_pairs(const Body& body) const {
-    const int together = warps_of_pair(), warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    for (int pair = warp / together; pair < pairs; pair += warps() / together) {
-      body(pair, warp % together * kWarp + lane, together * kWarp);
-    }
+    const int step = kWarp << warps_log2, index = threadIdx.x & (step - 1);
+    const int shift = kWarpLog2 + warps_log2;
+    for (int pair = threadIdx.x >> shift; pair < pairs; pair += blockDim.x >> shift) body(pair, index, step);
   }
 
   // A row of the pair, or null past the last token.
@@ -248,10 +247,10 @@ __device__ __forceinline__ void load_pair(const Rows& rows, const char* row0, co
     if (row0 != nullptr) load_values<kValues>(row0, rows.type, at, values[0]);
     if (row1 != nullptr) load_values<kValues>(row1, rows.type, at, values[1]);
     const int block = rows.blocks == 1 ? 0 : rows.by_size.quotient(at);
-    const int to = start + block * length + at - block * rows.size;
+    const int to = padded(start + block * length + at - block * rows.size);  // as are its neighbours in a tile
     SURM_UNROLL
     for (int k = 0; k < kValues; ++k) {
-      z[padded(to + k)] = Complex<Scalar>{values[0][k], values[1][k]};
+      z[to + k] = Complex<Scalar>{values[0][k], values[1][k]};
       for (int part = 0; part < 2; ++part) {
         const auto bits = magnitude(values[part][k]);
         most[part] = bits > most[part] ? bits : most[part];
@@ -260,8 +259,22 @@ __device__ __forceinline__ void load_pair(const Rows& rows, const char* row0, co
   }
 }
 
-// Loads the rows as they are, block q of pair i to row i · blocks + q of z, with zeros up to its length, and finds
-// their scales: two a pair. Ends with a barrier.
+// Puts zeros in the place of rows that are not finite, `length` values each.
+template <class Scalar>
+__device__ void clear_rows_not_finite(const PairRange& range, int length, Shared<Complex<Scalar>> z,
+                                      const ScaleMemory<Scalar>& memory) {
+  range.for_pairs([&](int pair, int index, int step) {
+    const RowScale<Scalar> first = memory.scales[2 * pair], second = memory.scales[2 * pair + 1];
+    for (int at = index; at < length; at += step) {
+      const Complex<Scalar> value = z[padded(pair * length + at)];
+      z[padded(pair * length + at)] =
+          Complex<Scalar>{first.out == first.out ? value.re : 0, second.out == second.out ? value.im : 0};
+    }
+  });
+}
+
+// Loads the rows, block q of pair i to row i · blocks + q of z, with zeros up to its length and for rows that are not
+// finite, else as they are, and finds their scales: two a pair. Ends with a barrier.
 template <class Scalar>
 __device__ void load_rows(const Rows& rows, const PairRange& range, int length, Shared<Complex<Scalar>> z,
                           const ScaleMemory<Scalar>& memory) {
@@ -295,15 +308,21 @@ __device__ void load_rows(const Rows& rows, const PairRange& range, int length, 
     }
   }
   __syncthreads();
+  bool finite = true;
   for (int row = threadIdx.x; row < 2 * range.pairs; row += blockDim.x) {
     Bits most = 0;
     for (int i = 0; i < together; ++i) {
       const Bits bits = memory.largest[row * together + i];
       most = bits > most ? bits : most;
     }
-    memory.scales[row] = scale_of<Scalar>(most);
+    const RowScale<Scalar> scale = scale_of<Scalar>(most);
+    memory.scales[row] = scale;
+    finite = finite && scale.out == scale.out;
   }
-  __syncthreads();
+  if (__syncthreads_or(!finite)) {
+    clear_rows_not_finite(range, rows.blocks * length, z, memory);
+    __syncthreads();
+  }
 }
 
 // What is written: block `block` of the rows of a pair from row `pair` of z.
@@ -322,10 +341,11 @@ __device__ __forceinline__ void store_pair(const Store<Scalar>& to, char* const 
                                            Shared<Complex<Scalar>> z) {
   for (int at = index * kValues; at < to.rows.size; at += step * kValues) {
     const int64_t column = static_cast<int64_t>(block) * to.rows.size + at;
+    const int place = padded(from + at);  // as are its neighbours in a tile
     Scalar values[2][kValues], start[2][kValues] = {};
     SURM_UNROLL
     for (int k = 0; k < kValues; ++k) {
-      Complex<Scalar> value = z[padded(from + at + k)];
+      Complex<Scalar> value = z[place + k];
       if (to.twist != nullptr) value = turned_back(value, to.twist[at + k]);
       values[0][k] = value.re;
       values[1][k] = value.im;

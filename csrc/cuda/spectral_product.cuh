@@ -24,7 +24,8 @@ struct Units {
   int units;                // of a group: a unit is what a block of threads has in shared memory at a time
   Divisor blocks_of_group;  // blocks of threads that share the units of a group
   int units_of_block;
-  int pairs;  // of a unit
+  int pairs;       // of a unit, a power of two
+  int warps_log2;  // of the warps that each of them has to itself
 
   __device__ __forceinline__ int group() const { return blocks_of_group.quotient(blockIdx.x); }
   __device__ __forceinline__ int first() const {
@@ -34,7 +35,9 @@ struct Units {
     const int end = first() + units_of_block;
     return end < units ? end : units;
   }
-  __device__ __forceinline__ PairRange range(int unit) const { return {group(), unit * 2 * pairs, tokens, pairs}; }
+  __device__ __forceinline__ PairRange range(int unit) const {
+    return {group(), unit * 2 * pairs, tokens, pairs, warps_log2};
+  }
 };
 
 template <class Scalar>

@@ -53,12 +53,23 @@ __device__ __forceinline__ void write_tile(const Complex<Scalar>* u, int tile, S
   for (int k = 0; k < kTile; ++k) z[tile * (kTile + 1) + k] = u[k];
 }
 
+// Values 1 … R - 1 of a butterfly times the twiddle factors of its place j, or their conjugates.
+template <int R, bool kConjugate, class Scalar>
+__device__ __forceinline__ void turn_all(Complex<Scalar>* u, const TwiddlePair<Scalar>* factors, int stride) {
+  SURM_UNROLL
+  for (int k = 1; k < R; k += 2) {
+    const TwiddlePair<Scalar> pair = factors[k / 2 * stride];
+    u[k] = multiply<kConjugate>(u[k], pair.first.re, pair.first.im);
+    if (k + 1 < R) u[k + 1] = multiply<kConjugate>(u[k + 1], pair.second.re, pair.second.im);
+  }
+}
+
 // A stage in. In the first one `enter(row)(value, position in the row)` says what enters for a value.
 template <int R, class Scalar, class Enter>
-__device__ __forceinline__ void stage_in(const DeviceStage& stage, const Complex<Scalar>* twiddles,
+__device__ __forceinline__ void stage_in(const DeviceStage& stage, const TwiddlePair<Scalar>* twiddles,
                                          Shared<Complex<Scalar>> z, int count, bool first, const Enter& enter) {
   const int q = stage.stride, step = padded(q);  // q is a multiple of kTile, so that places are `step` apart too
-  for (int i = threadIdx.x; i < count / R; i += blockDim.x) {
+  for (int i = threadIdx.x; i * R < count; i += blockDim.x) {  // no quotient, which would wait in a register
     const int block = stage.by_stride.quotient(i), j = i - block * q, from = padded(block * R * q + j);
     Complex<Scalar> u[R];
     SURM_UNROLL
@@ -69,24 +80,22 @@ __device__ __forceinline__ void stage_in(const DeviceStage& stage, const Complex
       for (int k = 0; k < R; ++k) u[k] = entry(u[k], j + k * q);
     }
     Butterfly<R, false>::apply(u);
-    SURM_UNROLL
-    for (int k = 1; k < R; ++k) u[k] = turned(u[k], twiddles[stage.twiddles + (k - 1) * q + j]);
+    turn_all<R, false>(u, twiddles + stage.twiddles + j, q);
     SURM_UNROLL
     for (int k = 0; k < R; ++k) z[from + k * step] = u[k];
   }
 }
 
 template <int R, class Scalar>
-__device__ __forceinline__ void stage_out(const DeviceStage& stage, const Complex<Scalar>* twiddles,
+__device__ __forceinline__ void stage_out(const DeviceStage& stage, const TwiddlePair<Scalar>* twiddles,
                                           Shared<Complex<Scalar>> z, int count) {
   const int q = stage.stride, step = padded(q);  // q is a multiple of kTile, so that places are `step` apart too
-  for (int i = threadIdx.x; i < count / R; i += blockDim.x) {
+  for (int i = threadIdx.x; i * R < count; i += blockDim.x) {  // no quotient, which would wait in a register
     const int block = stage.by_stride.quotient(i), j = i - block * q, from = padded(block * R * q + j);
     Complex<Scalar> u[R];
     SURM_UNROLL
     for (int k = 0; k < R; ++k) u[k] = z[from + k * step];
-    SURM_UNROLL
-    for (int k = 1; k < R; ++k) u[k] = turned_back(u[k], twiddles[stage.twiddles + (k - 1) * q + j]);
+    turn_all<R, true>(u, twiddles + stage.twiddles + j, q);
     Butterfly<R, true>::apply(u);
     SURM_UNROLL
     for (int k = 0; k < R; ++k) z[from + k * step] = u[k];

@@ -39,9 +39,9 @@ struct Thread {
   Fiber fiber;
   bool usable = false;  // the fiber waits for a kernel to run; else it has to be started
   State state = kReady;
-  Site site{"", 0};  // of the barrier or shuffle where it waits
-  int source = 0;    // shuffle: the lane whose value it wants
-  uint64_t given = 0, taken = 0;
+  Site site{"", 0};               // of the barrier or shuffle where it waits
+  int source = 0;                 // shuffle: the lane whose value it wants
+  uint64_t given = 0, taken = 0;  // what it hands on and what it gets, at a shuffle or a barrier
 
   std::string text() const {
     if (state == kDone) return "has left the kernel";
@@ -70,7 +70,13 @@ class Block {
 
   // What the running thread calls.
 
-  void wait_at_barrier(Site site) { wait(Thread::kAtBarrier, site); }
+  // Whether any thread of the block said so.
+  bool wait_at_barrier(Site site, bool said = false) {
+    Thread& thread = *threads_[running_];
+    thread.given = said ? 1 : 0;
+    wait(Thread::kAtBarrier, site);
+    return thread.taken != 0;
+  }
 
   uint64_t shuffle(Site site, uint32_t mask, int source, uint64_t value) {
     if (mask != ~uint32_t{0}) {
@@ -181,7 +187,12 @@ class Block {
              std::to_string(number) + " " + thread.text());
       }
     }
-    for (const int number : order_) threads_[number]->state = Thread::kReady;
+    const bool said =
+        std::any_of(order_.begin(), order_.end(), [&](int number) { return threads_[number]->given != 0; });
+    for (const int number : order_) {
+      threads_[number]->taken = said ? 1 : 0;
+      threads_[number]->state = Thread::kReady;
+    }
     last_barrier_ = some.site;
     ++barriers_;
     shared.next_interval();

@@ -24,6 +24,10 @@ inline void __syncthreads(const char* file = __builtin_FILE(), int line = __buil
   surm::emulator::block.wait_at_barrier({file, line});
 }
 
+inline int __syncthreads_or(int predicate, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  return surm::emulator::block.wait_at_barrier({file, line}, predicate != 0) ? 1 : 0;
+}
+
 namespace surm::emulator {
 
 // A shuffle among groups of `width` lanes. It puts accesses to shared memory in no order.

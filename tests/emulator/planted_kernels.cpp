@@ -103,6 +103,12 @@ __global__ void shuffled(int* y, int lanes, int width, bool down) {
   y[lane] = down ? __shfl_down_sync(kAllLanes, lane, lanes, width) : __shfl_sync(kAllLanes, lane, lanes, width);
 }
 
+// y[thread] = 2 where any thread of the block has the number `which`, 1 where none has.
+__global__ void any_of_block(int* y, int which) {
+  const int thread = threadIdx.x, first = __syncthreads_or(thread == which), second = __syncthreads_or(first == 0);
+  y[thread] = 2 * first + second;
+}
+
 // What a launch of these sizes returns.
 __global__ void nothing() {}
 
@@ -143,6 +149,9 @@ PYBIND11_MODULE(planted_kernels, m) {
   });
   m.def("shuffled", [](pybind11::array_t<int> y, int lanes, int width, bool down) {
     launch(shuffled, dim3(1), static_cast<int>(y.size()), 0, nullptr, y.mutable_data(), lanes, width, down);
+  });
+  m.def("any_of_block", [](pybind11::array_t<int> y, int which) {
+    launch(any_of_block, dim3(1), static_cast<int>(y.size()), 0, nullptr, y.mutable_data(), which);
   });
   m.def("launch", &launch_nothing);
   m.def("bfloat16_to_float", &surm::cuda::bfloat16_to_float);

@@ -149,6 +149,13 @@ def test_a_shuffle_takes_the_value_of_the_lane_that_cuda_says(lanes: int, width:
     assert y.tolist() == [thread // 32 * 32 + wanted(thread % 32) for thread in range(64)]
 
 
+@pytest.mark.parametrize(("which", "said"), [(0, 2), (37, 2), (63, 2), (64, 1), (-1, 1)])
+def test_a_barrier_tells_every_thread_what_any_thread_says(which: int, said: int) -> None:
+    y = np.zeros(64, dtype=np.int32)
+    kernels.any_of_block(y, which)
+    assert y.tolist() == [said] * 64
+
+
 def test_a_shuffle_needs_whole_warps() -> None:
     with pytest.raises(kernels.Error, match="fewer than 32 threads"):
         kernels.shuffled(np.zeros(40, dtype=np.int32), 1, 32, True)
