@@ -160,7 +160,7 @@ __device__ __forceinline__ void gather(const Windows& windows, const Patch& patc
 
 // The weight may be out: a thread reads its entries before it writes them.
 template <class Weight, class Out, int kCount>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)  // for more blocks than that ptxas would spill
     add_kernel(Windows windows, StorageType type, const void* __restrict__ values, double scale,
                Matrix<const Weight> weight, Matrix<Out> out) {
   using Scalar = std::common_type_t<ComputeType<Weight>, ComputeType<Out>>;
