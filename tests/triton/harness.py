@@ -30,6 +30,9 @@ SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, 
 # ptxas keeps a value or two in memory where that lets one more thread block run beside the others; more is a shortage.
 SPARE_STACK = 16
 NEVER_ALIGNED = ("fp32", "fp64")
+# A product of 16-bit tiles as Triton writes it down, and what it has to become on any target.
+NARROW_PRODUCT = re.compile(r"tt\.dot\b.*x(bf16|f16)>")
+MATRIX_UNITS = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_)")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Resources:
     local: int = 0
     spills: int = 0
     shared: int = 0
+    narrow_products: int = 0  # in the source
+    matrix_instructions: int = 0
     failure: str = ""  # of the compiler; all else is then 0
 
 
@@ -109,8 +114,14 @@ def compile_ahead(
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     if target.startswith("sm_"):
-        return _cuda_resources(compiled.asm["cubin"], compiled.metadata.shared)
-    return _hip_resources(compiled.asm["amdgcn"], compiled.metadata.shared)
+        assembly, taken = compiled.asm["ptx"], _cuda_resources(compiled.asm["cubin"], compiled.metadata.shared)
+    else:
+        assembly, taken = compiled.asm["amdgcn"], _hip_resources(compiled.asm["amdgcn"], compiled.metadata.shared)
+    return dataclasses.replace(
+        taken,
+        narrow_products=len(NARROW_PRODUCT.findall(compiled.asm["ttir"])),
+        matrix_instructions=len(MATRIX_UNITS.findall(assembly)),
+    )
 
 
 def _cuda_resources(cubin: bytes, shared: int) -> Resources:
@@ -161,7 +172,8 @@ def compile_case(case: Case, targets: Sequence[str], every_config: bool) -> dict
 
 
 def assert_sound(case: Case, target: str, compiled: Mapping[str, Resources]) -> None:
-    """The kernel of a case runs on its target with all of its values in registers."""
+    """The kernel of a case runs on its target with all of its values in registers and its 16-bit products on the
+    matrix units."""
     found = faults(target, compiled[f"{case.name} / {target}"])
     assert not found, f"{case.name} on {target}: {'; '.join(found)}"
 
@@ -181,6 +193,8 @@ def faults(target: str, resources: Resources) -> list[str]:
         found.append(f"{resources.local} bytes of local memory")
     if resources.spills:
         found.append(f"{resources.spills} spilled registers")
+    if resources.narrow_products and not resources.matrix_instructions:
+        found.append("16-bit products that do not use the matrix units")
     return [*found, *too_large(target, resources)]
 
 

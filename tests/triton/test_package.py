@@ -38,14 +38,21 @@ def test_every_test_file_of_kernels_is_compiled() -> None:
     assert files == {*MODULES, "test_package"}
 
 
-def test_a_kernel_that_lacks_room_or_registers_is_at_fault() -> None:
-    sound = harness.Resources(registers=255, stack=harness.SPARE_STACK, shared=163 * 1024)
+def test_a_kernel_that_lacks_room_registers_or_matrix_units_is_at_fault() -> None:
+    sound = harness.Resources(255, harness.SPARE_STACK, shared=163 * 1024, narrow_products=1, matrix_instructions=4)
     assert not harness.faults("sm_80", sound)
     for target, resources in (
         ("sm_80", harness.Resources(failure="does not compile")),
         ("sm_90", harness.Resources(stack=harness.SPARE_STACK + 1)),
         ("sm_100", harness.Resources(local=4)),
         ("gfx942", harness.Resources(spills=1)),
+        ("sm_90", harness.Resources(narrow_products=1)),
         ("gfx942", sound),
     ):
         assert harness.faults(target, resources)
+
+
+def test_a_product_of_16_bit_tiles_is_seen_in_what_triton_writes_down() -> None:
+    line = "%1 = tt.dot %a, %b, %c, inputPrecision = tf32 : tensor<64x32x{0}> * tensor<32x64x{0}> -> tensor<64x64xf32>"
+    for kind, narrow in (("bf16", True), ("f16", True), ("f32", False)):
+        assert bool(harness.NARROW_PRODUCT.search(line.format(kind))) == narrow
