@@ -13,6 +13,9 @@ constexpr int64_t kTilesWanted = 256;
 // … as long as it has no more shared memory than this.
 constexpr int64_t kSharedWanted = 64 << 10;
 constexpr int64_t kFewestThreads = 64;
+// Tiles of a thread, if there are enough threads. What it does once, such as finding scales, is worth more than one;
+// but where sums fill the shared memory of a multiprocessor with few blocks, these take all the threads they can have.
+constexpr int64_t kOneTile = 1, kTwoTiles = 2;
 // Blocks of threads that a product is spread over and a sum over tokens shared by, when they have the most threads;
 // more if they have fewer. Two for each multiprocessor of a large device; a fixed number, since it decides in which
 // order tokens are added. The emulator has fewer, where few tokens are to be many for a block.
@@ -36,8 +39,7 @@ struct Geometry {
   int threads;
   int64_t units;  // of a group
 
-  // `blocks` rows of N for each pair in the transforms, `shared(pairs)` bytes for them and what goes with them; a
-  // thread has that many tiles, if there are enough threads.
+  // `blocks` rows of N for each pair in the transforms, `shared(pairs)` bytes for them and what goes with them.
   template <class SharedBytes>
   Geometry(int64_t tokens, int64_t plan_length, int64_t blocks, int64_t tiles_of_thread, const SharedBytes& shared)
       : length(plan_length), tiles(plan_length / kTile), pairs_of_group(divide_up(tokens, 2)), pairs(1) {

@@ -85,7 +85,8 @@ class LdrMachine {
 
     Blocks(const LdrMachine& m, bool gradient)
         : near(m.shared_of(1, gradient, true) <= shared_memory_limit()),
-          geometry(m.shape_.tokens, m.length_, 1, 1, [&](int64_t pairs) { return m.shared_of(pairs, gradient, near); }),
+          geometry(m.shape_.tokens, m.length_, 1, kOneTile,
+                   [&](int64_t pairs) { return m.shared_of(pairs, gradient, near); }),
           shared(m.shared_of(geometry.pairs, gradient, near)) {
       const int64_t count = geometry.pairs * m.length_, bytes = sizeof(C);
       const int64_t kept = near ? 0 : (gradient ? 3 * count : 2 * warped_count(count)) * bytes;

@@ -53,9 +53,10 @@ __host__ __device__ inline int64_t warped_count(int64_t count) {
   return (count + kWarpOfTiles - 1) / kWarpOfTiles * kWarpOfTiles;
 }
 
-// Spectrum `index` of the `all` that a block of threads keeps. In the device's memory its tiles lie side by side, all
-// of them or warp by warp, at distances that the compiler knows. The latter keeps the product from spilling (24 bytes
-// on sm_90 by nvcc 12.4), where the gradients spill with it (8 bytes on sm_90 by nvcc 13.0).
+// Spectrum `index` of the `all` that a block of threads keeps. In the device's memory its tiles lie side by side: all
+// of them or, if kWarped, those of a warp, whose values are at distances that the compiler knows. That keeps the
+// product from spilling (24 bytes on sm_90 by nvcc 12.4), but would make the gradients spill (8 bytes on sm_90 by
+// nvcc 13.0).
 template <class Scalar, bool kNear, bool kWarped>
 struct KeptSpectrum {
   Shared<Complex<Scalar>> near;

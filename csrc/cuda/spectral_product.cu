@@ -10,10 +10,6 @@ namespace {
 template <class Scalar>
 constexpr bool kMayBeNear = sizeof(Scalar) == 4;
 
-// Of a product: what a thread does once, such as finding the scales, is worth more than one tile. The sums of gradients
-// fill the shared memory of a multiprocessor with so few blocks that they take all threads there are.
-constexpr int64_t kTilesOfThread = 2;
-
 template <class Scalar>
 class Machine {
   using C = Complex<Scalar>;
@@ -59,7 +55,7 @@ class Machine {
     int error = 0;
     const DevicePlan<Scalar>* plan = device_plan<Scalar>(size_, padded_, &error);
     if (plan == nullptr) return error;
-    const Geometry<Scalar> how(shape_.tokens, length_, shape_.columns, kTilesOfThread,
+    const Geometry<Scalar> how(shape_.tokens, length_, shape_.columns, kTwoTiles,
                                [&](int64_t pairs) { return matmul_shared(pairs); });
     const int64_t shared = matmul_shared(how.pairs);
     if (shared > shared_memory_limit()) return kTooLarge;
@@ -167,7 +163,7 @@ class Machine {
 
     explicit Backward(const Machine& m)
         : near(kMayBeNear<Scalar> && m.single_ && m.backward_shared(1, true) <= shared_memory_limit()),
-          geometry(m.shape_.tokens, m.length_, std::max(m.shape_.rows, m.shape_.columns), 1,
+          geometry(m.shape_.tokens, m.length_, std::max(m.shape_.rows, m.shape_.columns), kOneTile,
                    [&](int64_t pairs) { return m.backward_shared(pairs, near); }),
           shared(m.backward_shared(geometry.pairs, near)) {
       constexpr int64_t kBytes = sizeof(C);
