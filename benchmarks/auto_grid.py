@@ -98,7 +98,7 @@ GRID = (
     _training("Vandermonde", 192, 1024),
     _training("VandermondeLike", 192, 512, rank=2),
     _training("CauchyLike", 384, 256, rank=2),
-    _training("Hydra", 768, 4096, kind="toeplitz"),
+    _training("Hydra", 768, 4096, structure="toeplitz"),
     _inference("Circulant", 4096, 1, "bfloat16"),
     _inference("Toeplitz", 768, 4096, m=3072),
 )

@@ -94,13 +94,13 @@ class Table:
 
 
 def family_names(structure: Structure) -> list[str]:
-    """What the family of a structure may be called, the most special first: its classes, each with and without kind.
+    """What the family of a structure may be called, the most special first: its classes, each with and without the structure of its blocks.
 
     The last is Structure, the family that serves whatever has none of its own.
     """
     classes = [one.__name__ for one in type(structure).__mro__]
-    kind = getattr(structure, "kind", None)
-    return [name for one in classes for name in ([f"{one} {kind}", one] if kind else [one])]
+    blocks = getattr(structure, "structure", None)  # of HyDRA's
+    return [name for one in classes for name in ([f"{one} {blocks}", one] if blocks else [one])]
 
 
 def _sizes(columns: dict[str, Sequence[float]]) -> dict[int, Costs]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from surm_kernels import _checks, _random_words
 
 BASES = ("bottom", "top", "random")
-RULES = ("squares", "values")
+RULES = ("variance", "sum")
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 #: The `difference` of fingerprints from which on bases count as others. The same bases differ by 1e-7 where they are
 #: decomposed again in float64 and by 0.003 where one copy is in bfloat16, no more than by rounding s to that type.
@@ -36,7 +37,7 @@ class Decomposition:
 
 
 @torch.no_grad()
-def decompose(weight: Tensor, *, precision: torch.dtype = torch.float64) -> Decomposition:
+def decompose(weight: Tensor, *, precision: str = "float64") -> Decomposition:
     """The singular value decomposition of a weight, the largest entry of each column of U positive.
 
     The time grows as m n min(m, n): in float64 on two cores a second or two at 1536 x 1536, half a minute at
@@ -45,7 +46,7 @@ def decompose(weight: Tensor, *, precision: torch.dtype = torch.float64) -> Deco
 
     Args:
         weight: (m, n), of any floating type.
-        precision: torch.float64 or torch.float32, to compute in and of the result.
+        precision: "float64" or "float32", to compute in and of the result.
 
     Raises:
         TypeError: `weight` is no floating tensor.
@@ -55,16 +56,15 @@ def decompose(weight: Tensor, *, precision: torch.dtype = torch.float64) -> Deco
     """
     _checks.require_matrix("weight", weight, "(m, n)")
     _require_finite("weight", weight)
-    if precision not in (torch.float64, torch.float32):
-        raise ValueError(f"precision must be torch.float64 or torch.float32, got {precision}")
-    U, singular_values, Vh = torch.linalg.svd(weight.to(precision), full_matrices=False)
+    _checks.require_choice("precision", precision, PRECISIONS)
+    U, singular_values, Vh = torch.linalg.svd(weight.to(PRECISIONS[precision]), full_matrices=False)
     # A pair of vectors is known up to a common sign.
     largest = U.gather(0, U.abs().argmax(0, keepdim=True))
     sign = torch.where(largest < 0, -torch.ones_like(largest), torch.ones_like(largest))
     return Decomposition(U * sign, singular_values, Vh.mT * sign)
 
 
-def count(singular_values: Tensor, perc: float = 0.95, *, by: str = "squares") -> int:
+def count(singular_values: Tensor, perc: float = 0.95, *, rule: str = "variance") -> int:
     """How many of the smallest singular values SiVA adapts: those beyond the share `perc` of the spectrum.
 
     `r = min{r : sum_{i <= r} sigma_i^2 / sum_i sigma_i^2 >= perc}` and `k = max(1, min(m, n) - r)`. SiVA's authors take
@@ -73,11 +73,11 @@ def count(singular_values: Tensor, perc: float = 0.95, *, by: str = "squares") -
     Args:
         singular_values: all min(m, n) of them, descending, (r,).
         perc: above 0 and at most 1.
-        by: "squares", by which the authors' counts come out, or "values" for sums of sigma itself.
+        rule: "variance", by which the authors' counts come out, or "sum" for sums of sigma itself.
 
     Raises:
         TypeError: `singular_values` is no floating tensor, `perc` no number.
-        ValueError: `singular_values` is no vector or not finite, `perc` or `by` is beyond what is allowed.
+        ValueError: `singular_values` is no vector or not finite, `perc` or `rule` is beyond what is allowed.
 
     Equivalent to `max(1, len(sigma) - 1 - int((sigma.square().cumsum(0) / sigma.square().sum() < perc).sum()))`.
     """
@@ -86,9 +86,9 @@ def count(singular_values: Tensor, perc: float = 0.95, *, by: str = "squares") -
     _checks.require_number("perc", perc)
     if not 0 < perc <= 1:
         raise ValueError(f"perc must be above 0 and at most 1, got {perc}")
-    _checks.require_choice("by", by, RULES)
+    _checks.require_choice("rule", rule, RULES)
     terms = singular_values.double()
-    sums = (terms.square() if by == "squares" else terms).cumsum(0)
+    sums = (terms.square() if rule == "variance" else terms).cumsum(0)
     shares = sums / sums[-1]  # its own last value, so that the last share is 1 and perc = 1 is reached
     return max(1, len(shares) - 1 - int((shares < perc).sum()))
 
@@ -122,8 +122,8 @@ def bases(
     perc: float = 0.95,
     k: int | None = None,
     basis: str = "bottom",
-    by: str = "squares",
-    precision: torch.dtype = torch.float64,
+    rule: str = "variance",
+    precision: str = "float64",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The frozen U (m, k) and V (n, k) of SiVA's update `U diag(s) V^T`, both with orthonormal columns.
@@ -134,7 +134,7 @@ def bases(
         k: how many pairs of vectors, from 1 to min(m, n).
         basis: "bottom" for the singular vectors of the smallest singular values, "top" for those of the largest, in
             descending order; "random" for random orthonormal ones, as many.
-        by: see `count`.
+        rule: see `count`.
         precision: see `decompose`; not read where weight is a decomposition.
         seed: of basis "random", any int. The columns are made orthonormal in float64 from numbers of a generator of
             this package: the same on every machine, but for rounding.
@@ -155,7 +155,7 @@ def bases(
         return _random_bases(weight, rows, columns, k, seed)
     known = weight if isinstance(weight, Decomposition) else decompose(weight, precision=precision)
     like = weight if isinstance(weight, Tensor) else known.U
-    k = count(known.singular_values, perc, by=by) if k is None else k
+    k = count(known.singular_values, perc, rule=rule) if k is None else k
     rows, columns = len(known.U), len(known.V)
     if basis == "random":
         return _random_bases(like, rows, columns, k, seed)

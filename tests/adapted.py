@@ -33,7 +33,7 @@ SMALL: dict[str, Structure] = {
     "toeplitz-like": ToeplitzLike(4, 5, 2),
     "vandermonde-like": VandermondeLike(4, 3, 1),
     "siva": Siva(6, 5, 3),
-    "hydra": Hydra(4, 8, kind="toeplitz", pool=9),
+    "hydra": Hydra(4, 8, structure="toeplitz", pool_size=9),
 }
 small_structures = pytest.mark.parametrize("structure", SMALL.values(), ids=SMALL.keys())
 

@@ -159,8 +159,8 @@ class TestConstants:
             Circulant(100, 100): 2.0,
             OwnCirculant(100, 100): 2.0,
             BlockCirculant(100, 100, 10): 2.0,
-            Hydra(100, 100, kind="toeplitz"): 3.0,
-            Hydra(100, 100, kind="hankel"): 4.0,
+            Hydra(100, 100, structure="toeplitz"): 3.0,
+            Hydra(100, 100, structure="hankel"): 4.0,
         }
         for structure, factor in expected.items():
             assert made.costs(structure, torch.float32) == times(MADE, factor)

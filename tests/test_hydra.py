@@ -35,7 +35,7 @@ PLACES_OF_SEED_0 = [4, 2, 5, 3, 0, 1, 1, 4, 2, 5, 3, 0, 2, 4, 0, 3]
 
 
 def hydra(kind: str, sizes: tuple[int, int] = (12, 12), **options) -> Hydra:
-    return Hydra(*sizes, kind=kind, rank=RANKS.get(kind), **options)
+    return Hydra(*sizes, structure=kind, rank=RANKS.get(kind), **options)
 
 
 def drawn_pool(structure: Hydra, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -44,8 +44,8 @@ def drawn_pool(structure: Hydra, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def pool_that_fills(structure: Hydra, slots: Tensor) -> Tensor:
     """The pool of a bijective map for these slots."""
-    places = structure._map.slots(torch.arange(structure.pool, dtype=torch.float64)).long()
-    pool = torch.empty(structure.pool, dtype=torch.float64)
+    places = structure._map.slots(torch.arange(structure.pool_size, dtype=torch.float64)).long()
+    pool = torch.empty(structure.pool_size, dtype=torch.float64)
     pool[places] = slots.flatten()
     return pool
 
@@ -114,7 +114,7 @@ def test_a_pool_as_large_as_the_slots_is_used_once_each() -> None:
 
 def test_the_map_has_its_golden_values_and_follows_its_seed() -> None:
     def places(seed: int) -> list[int]:
-        structure = Hydra(8, 8, blocks=2, kind="circulant", pool=6, seed=seed)
+        structure = Hydra(8, 8, splits=2, structure="circulant", pool_size=6, seed=seed)
         return structure._map.slots(torch.arange(6, dtype=torch.float64)).long().tolist()
 
     assert places(0) == PLACES_OF_SEED_0
@@ -122,13 +122,13 @@ def test_the_map_has_its_golden_values_and_follows_its_seed() -> None:
 
 
 def test_slots_are_counted_as_the_paper_counts_them() -> None:
-    assert Hydra(768, 768, kind="circulant").count() == 16 * 192
-    assert Hydra(768, 768, kind="toeplitz").count() == 16 * (192 + 192)
-    assert Hydra(768, 3072, kind="hankel").count() == 16 * (768 + 192)
-    assert Hydra(768, 3072, kind="vandermonde").count() == 16 * 768
-    assert Hydra(768, 3072, blocks=1, kind="low_rank", rank=4).count() == 4 * (768 + 3072)
-    assert Hydra(768, 768, kind="toeplitz_like", rank=2).count() == 16 * 2 * 2 * 192
-    assert Hydra(768, 768, kind="toeplitz", pool=1000, fixed_share=0.3).count() == 700
+    assert Hydra(768, 768, structure="circulant").count() == 16 * 192
+    assert Hydra(768, 768, structure="toeplitz").count() == 16 * (192 + 192)
+    assert Hydra(768, 3072, structure="hankel").count() == 16 * (768 + 192)
+    assert Hydra(768, 3072, structure="vandermonde").count() == 16 * 768
+    assert Hydra(768, 3072, splits=1, structure="low_rank", rank=4).count() == 4 * (768 + 3072)
+    assert Hydra(768, 768, structure="toeplitz_like", rank=2).count() == 16 * 2 * 2 * 192
+    assert Hydra(768, 768, structure="toeplitz", pool_size=1000, fixed_fraction=0.3).count() == 700
 
 
 def test_copies_of_constants_are_kept_by_device_but_none_that_a_trace_made() -> None:
@@ -180,7 +180,7 @@ def test_slots_are_read_block_by_block_in_the_order_of_the_kind(kind: str, sizes
         return torch.cat([torch.cat(row, 1) for row in blocks])
 
     pool, start = drawn_pool(structure), drawn_pool(structure)
-    structure.initialise([start], "update")
+    structure.initialise([start], "paper")
     wanted = by_hand(pool) if kind in LINEAR else by_hand(pool) - by_hand(start)
     # The norm before the start is taken off: what is left may be all but nothing.
     oracle.assert_close(structure.dense(pool), wanted, size=by_hand(pool).norm().item())
@@ -190,7 +190,7 @@ def test_a_circulant_matrix_is_a_grid_of_toeplitz_blocks() -> None:
     """HyDRA, figure 2."""
     c = torch.randn(12, dtype=torch.float64)
     circulant = oracle.f_circulant(c, 1)
-    structure = Hydra(12, 12, blocks=4, kind="toeplitz")
+    structure = Hydra(12, 12, splits=4, structure="toeplitz")
     blocks = circulant.view(4, 3, 4, 3).transpose(1, 2)
     slots = torch.cat([blocks[..., :, 0], blocks[..., 0, :]], -1)
     pool = pool_that_fills(structure, slots)
@@ -202,7 +202,7 @@ def test_a_circulant_matrix_is_a_grid_of_toeplitz_blocks() -> None:
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize("kind", KINDS)
 def test_fixed_values_are_the_end_of_the_pool_and_small(kind: str, share: float) -> None:
-    structure, whole = hydra(kind, pool=20, fixed_share=share), hydra(kind, pool=20)
+    structure, whole = hydra(kind, pool_size=20, fixed_fraction=share), hydra(kind, pool_size=20)
     fixed = round(share * 20)
     assert structure.parameter_shapes() == {"pool": (20 - fixed,)}
     pool = drawn_pool(structure)
@@ -222,9 +222,9 @@ def test_fixed_values_are_the_end_of_the_pool_and_small(kind: str, share: float)
 def test_an_update_starts_from_exactly_zero_unless_a_linear_kind_has_fixed_values(
     kind: str, share: float, dtype: torch.dtype
 ) -> None:
-    structure = hydra(kind, (24, 16), fixed_share=share)
+    structure = hydra(kind, (24, 16), fixed_fraction=share)
     pool = drawn_pool(structure, dtype)
-    structure.initialise([pool], "update")
+    structure.initialise([pool], "paper")
     pool.requires_grad_()
     x, base = torch.randn(5, 24, dtype=dtype), torch.randn(5, 16, dtype=dtype)
     y = structure.linear(x, pool, base=base, scale=0.7)
@@ -239,7 +239,7 @@ def test_an_update_starts_from_exactly_zero_unless_a_linear_kind_has_fixed_value
 def test_a_small_move_from_the_start_keeps_its_digits(kind: str) -> None:
     structure = hydra(kind, (24, 16))
     pool = drawn_pool(structure, torch.float32)
-    structure.initialise([pool], "update")
+    structure.initialise([pool], "paper")
     pool += 1e-4 * 0.02 * torch.randn_like(pool)
     oracle.assert_close(structure.dense(pool), structure.dense(pool.double()))
     x = torch.randn(9, 24)
@@ -251,7 +251,7 @@ def test_a_small_move_from_the_start_keeps_its_digits(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_shared_value_gets_the_sum_of_the_gradients_of_its_slots(kind: str) -> None:
-    structure = hydra(kind, (4, 6), blocks=2, pool=7, fixed_share=0.2)
+    structure = hydra(kind, (4, 6), splits=2, pool_size=7, fixed_fraction=0.2)
     pool = drawn_pool(structure).requires_grad_()
     x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(structure.linear, (x, pool), check_forward_ad=True, check_batched_grad=True)
@@ -267,7 +267,7 @@ def test_sums_of_16_bit_gradients_are_made_in_float32() -> None:
 
 
 def test_gradients_are_the_same_bits_for_any_number_of_threads(threads) -> None:
-    structure = Hydra(256, 256, kind="toeplitz", pool=300)
+    structure = Hydra(256, 256, structure="toeplitz", pool_size=300)
     x, g = torch.randn(64, 256), torch.randn(64, 256)
     gradients = []
     for count in (1, 2, 4):
@@ -280,7 +280,7 @@ def test_gradients_are_the_same_bits_for_any_number_of_threads(threads) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_vmap_over_pools_is_one_pool_at_a_time(kind: str) -> None:
-    structure = hydra(kind, (8, 12), pool=9, fixed_share=0.3)
+    structure = hydra(kind, (8, 12), pool_size=9, fixed_fraction=0.3)
     pools = torch.stack([drawn_pool(structure) for _ in range(3)])
     x, base = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 12, dtype=torch.float64)
     products = torch.vmap(lambda pool: structure.linear(x, pool, base=base))(pools)
@@ -296,7 +296,7 @@ def test_vmap_over_pools_is_one_pool_at_a_time(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_layers_give_the_same_products_and_gradients(kind: str) -> None:
     torch._dynamo.reset()
-    layer = HydraLinear(12, 8, kind=kind, pool=9, fixed_share=0.3, rank=RANKS.get(kind))
+    layer = HydraLinear(12, 8, structure=kind, pool_size=9, fixed_fraction=0.3, rank=RANKS.get(kind))
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x, g = torch.randn(5, 12), torch.randn(5, 8)
     results = []
@@ -314,7 +314,7 @@ def test_compiled_layers_give_the_same_products_and_gradients(kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_comes_back_from_its_arguments_and_its_state_alone(kind: str) -> None:
-    options = {"kind": kind, "pool": 9, "fixed_share": 0.4, "rank": RANKS.get(kind), "seed": 11}
+    options = {"structure": kind, "pool_size": 9, "fixed_fraction": 0.4, "rank": RANKS.get(kind), "seed": 11}
     layer = HydraLinear(8, 12, **options)
     state = layer.state_dict()
     assert {name: tuple(t.shape) for name, t in state.items()} == {"pool": (5,), "bias": (12,)}
@@ -330,7 +330,7 @@ def test_a_layer_comes_back_from_its_arguments_and_its_state_alone(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_and_pickles_hold_the_arguments_and_no_tensor(kind: str) -> None:
-    structure = hydra(kind, (96, 64), fixed_share=0.2, seed=3)
+    structure = hydra(kind, (96, 64), fixed_fraction=0.2, seed=3)
     pool = drawn_pool(structure)
     pickled = pickle.dumps(structure)
     assert len(pickled) < 300
@@ -340,8 +340,8 @@ def test_copies_and_pickles_hold_the_arguments_and_no_tensor(kind: str) -> None:
 
 
 def test_repr_shows_what_makes_the_structure() -> None:
-    assert repr(Hydra(8, 12, kind="low_rank", rank=2, pool=9, seed=5)) == (
-        "Hydra(in_features=8, out_features=12, blocks=4, kind='low_rank', pool=9, fixed_share=0.0, rank=2, seed=5)"
+    assert repr(Hydra(8, 12, structure="low_rank", rank=2, pool_size=9, seed=5)) == (
+        "Hydra(in_features=8, out_features=12, splits=4, structure='low_rank', pool_size=9, fixed_fraction=0.0, rank=2, seed=5)"
     )
 
 
@@ -349,44 +349,44 @@ REFUSALS = {
     "blocks do not fit": (
         lambda: Hydra(12, 10),
         ValueError,
-        "blocks must divide in_features and out_features, got 4 for 12 and 10",
+        "splits must divide in_features and out_features, got 4 for 12 and 10",
     ),
     "kind is unknown": (
-        lambda: Hydra(12, 12, kind="cauchy"),
+        lambda: Hydra(12, 12, structure="cauchy"),
         ValueError,
-        "kind must be one of circulant, toeplitz, hankel, vandermonde, low_rank, toeplitz_like, got 'cauchy'",
+        "structure must be one of circulant, toeplitz, hankel, vandermonde, low_rank, toeplitz_like, got 'cauchy'",
     ),
     "pool is too large": (
-        lambda: Hydra(12, 12, pool=97),
+        lambda: Hydra(12, 12, pool_size=97),
         ValueError,
-        "pool must be at most the number of slots, 96, got 97",
+        "pool_size must be at most the number of slots, 96, got 97",
     ),
-    "pool is empty": (lambda: Hydra(12, 12, pool=0), ValueError, "pool must be at least 1, got 0"),
+    "pool is empty": (lambda: Hydra(12, 12, pool_size=0), ValueError, "pool_size must be at least 1, got 0"),
     "share is too large": (
-        lambda: Hydra(12, 12, fixed_share=0.95),
+        lambda: Hydra(12, 12, fixed_fraction=0.95),
         ValueError,
-        "fixed_share must be from 0 to 0.9, got 0.95",
+        "fixed_fraction must be from 0 to 0.9, got 0.95",
     ),
     "share is negative": (
-        lambda: Hydra(12, 12, fixed_share=-0.1),
+        lambda: Hydra(12, 12, fixed_fraction=-0.1),
         ValueError,
-        "fixed_share must be from 0 to 0.9, got -0.1",
+        "fixed_fraction must be from 0 to 0.9, got -0.1",
     ),
     "share is no number": (
-        lambda: Hydra(12, 12, fixed_share="half"),
+        lambda: Hydra(12, 12, fixed_fraction="half"),
         TypeError,
-        "fixed_share must be a real number, got str",
+        "fixed_fraction must be a real number, got str",
     ),
     "nothing is left to train": (
-        lambda: Hydra(12, 12, pool=2, fixed_share=0.9),
+        lambda: Hydra(12, 12, pool_size=2, fixed_fraction=0.9),
         ValueError,
-        "fixed_share must leave a value to train, got 0.9 of a pool of 2",
+        "fixed_fraction must leave a value to train, got 0.9 of a pool of 2",
     ),
-    "rank is missing": (lambda: Hydra(12, 12, kind="low_rank"), TypeError, "rank must be an int, got NoneType"),
+    "rank is missing": (lambda: Hydra(12, 12, structure="low_rank"), TypeError, "rank must be an int, got NoneType"),
     "rank is meaningless": (
-        lambda: Hydra(12, 12, kind="hankel", rank=2),
+        lambda: Hydra(12, 12, structure="hankel", rank=2),
         ValueError,
-        "rank must be None for kind hankel, got 2",
+        "rank must be None for structure hankel, got 2",
     ),
     "seed is no int": (lambda: Hydra(12, 12, seed=0.5), TypeError, "seed must be an int, got float"),
     "x is too wide": (

@@ -82,7 +82,7 @@ def test_blocks_are_projected_each_by_itself() -> None:
 def test_the_nearest_hydra_has_the_mean_over_all_entries_of_a_value(
     kind: str, sizes: tuple[int, int], share: float
 ) -> None:
-    structure = Hydra(*sizes, kind=kind, pool=10, fixed_share=share)
+    structure = Hydra(*sizes, structure=kind, pool_size=10, fixed_fraction=share)
     weight = weight_of(*sizes)
     (pool,) = structure.nearest(weight)
     size = len(pool)
@@ -93,7 +93,7 @@ def test_the_nearest_hydra_has_the_mean_over_all_entries_of_a_value(
 
 
 def test_a_value_that_fills_no_entry_becomes_zero() -> None:
-    structure = Hydra(8, 8, kind="toeplitz")
+    structure = Hydra(8, 8, structure="toeplitz")
     (pool,) = structure.nearest(torch.ones(8, 8))
     assert structure.slots == 16 * 4
     assert (pool == 1).sum() == 16 * 3
@@ -103,7 +103,7 @@ def test_a_value_that_fills_no_entry_becomes_zero() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "structure",
-    [Toeplitz(64, 96), Hankel(64, 96, 32), SymmetricToeplitz(64, 96), Hydra(64, 96, pool=100)],
+    [Toeplitz(64, 96), Hankel(64, 96, 32), SymmetricToeplitz(64, 96), Hydra(64, 96, pool_size=100)],
     ids=lambda structure: type(structure).__name__,
 )
 def test_means_keep_the_type_and_round_once(structure, dtype: torch.dtype) -> None:
@@ -257,8 +257,8 @@ WITHOUT = {
     "cauchy-like": (CauchyLike(6, 6, 2), "the nearest CauchyLike to a matrix has no known formula"),
     "rectangular": (ToeplitzLike(6, 4, 2), "the nearest rectangular ToeplitzLike to a matrix has no known formula"),
     "hydra": (
-        Hydra(8, 8, kind="vandermonde"),
-        "the nearest Hydra of kind vandermonde to a matrix has no known formula",
+        Hydra(8, 8, structure="vandermonde"),
+        "the nearest Hydra of structure vandermonde to a matrix has no known formula",
     ),
 }
 
@@ -278,7 +278,7 @@ def test_structures_without_projection_say_so(name: str) -> None:
         (VandermondeLinear, {}),
         (VandermondeLikeLinear, {"rank": 2}),
         (CauchyLikeLinear, {"rank": 2}),
-        (HydraLinear, {"kind": "low_rank", "rank": 2}),
+        (HydraLinear, {"structure": "low_rank", "rank": 2}),
     ],
 )
 def test_layers_without_projection_say_so(layer_class, options: dict) -> None:

@@ -47,7 +47,7 @@ PROJECTED = {
     "kronecker, chosen": (KroneckerLinear, (12, 8), {"left_shape": (2, 6)}),
     "low rank": (LowRankLinear, (12, 8), {"rank": 2}),
     "siva": (SivaLinear, (12, 8), {"k": 3}),
-    "hydra": (HydraLinear, (12, 8), {"pool": 30, "seed": 4}),
+    "hydra": (HydraLinear, (12, 8), {"pool_size": 30, "seed": 4}),
 }
 LAYERS = PROJECTED | {
     "toeplitz-like": (ToeplitzLikeLinear, (12, 8), {"rank": 2}),
@@ -55,10 +55,10 @@ LAYERS = PROJECTED | {
     "vandermonde": (VandermondeLinear, (12, 8), {}),
     "vandermonde-like": (VandermondeLikeLinear, (12, 8), {"rank": 2}),
     "cauchy-like": (CauchyLikeLinear, (12, 8), {"rank": 2}),
-    "hydra, fixed share": (HydraLinear, (12, 8), {"kind": "hankel", "fixed_share": 0.1}),
-    "hydra, low rank": (HydraLinear, (12, 8), {"kind": "low_rank", "blocks": 1, "rank": 2}),
-    "hydra, toeplitz-like": (HydraLinear, (12, 8), {"kind": "toeplitz_like", "rank": 1}),
-    "hydra, vandermonde": (HydraLinear, (12, 8), {"kind": "vandermonde"}),
+    "hydra, fixed share": (HydraLinear, (12, 8), {"structure": "hankel", "fixed_fraction": 0.1}),
+    "hydra, low rank": (HydraLinear, (12, 8), {"structure": "low_rank", "splits": 1, "rank": 2}),
+    "hydra, toeplitz-like": (HydraLinear, (12, 8), {"structure": "toeplitz_like", "rank": 1}),
+    "hydra, vandermonde": (HydraLinear, (12, 8), {"structure": "vandermonde"}),
 }
 layer_cases = pytest.mark.parametrize("name", LAYERS)
 projected_cases = pytest.mark.parametrize("name", PROJECTED)
@@ -161,7 +161,7 @@ OF_ANOTHER_VARIANCE = ("vandermonde", "hydra, low rank", "hydra, toeplitz-like",
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in OF_ANOTHER_VARIANCE])
 def test_outputs_start_with_the_variance_of_nn_linear(name: str) -> None:
     layer_class, _, options = LAYERS[name]
-    larger = {"block_size": 128, "left_shape": (32, 24), "rank": 16, "k": 300, "pool": 3000}
+    larger = {"block_size": 128, "left_shape": (32, 24), "rank": 16, "k": 300, "pool_size": 3000}
     options = {option: larger.get(option, value) for option, value in options.items()}
     layer, linear = layer_class(768, 1536, **options), torch.nn.Linear(768, 1536)
     x = torch.randn(1000, 768)

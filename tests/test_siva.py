@@ -83,7 +83,7 @@ def test_a_decomposition_gives_back_its_matrix_in_float64_whatever_the_type(shap
 
 def test_a_decomposition_in_float32_has_the_errors_of_float32() -> None:
     weight = weight_of(63, 40)
-    found = siva.decompose(weight, precision=torch.float32)
+    found = siva.decompose(weight, precision="float32")
     assert found.U.dtype == found.singular_values.dtype == found.V.dtype == torch.float32
     oracle.assert_close((found.U * found.singular_values) @ found.V.T, weight)
 
@@ -110,36 +110,36 @@ def test_the_zero_matrix_and_one_of_low_rank_have_orthonormal_vectors_too() -> N
 
 
 COUNTS = {
-    "squares 9, 4, 1: the first is 0.64": ([3, 2, 1], 0.6, "squares", 2),
-    "squares 9, 4, 1: the first two are 0.93": ([3, 2, 1], 0.9, "squares", 1),
-    "squares 9, 4, 1: all are needed, one is kept": ([3, 2, 1], 0.95, "squares", 1),
-    "values 3, 2, 1: the first is exactly 0.5": ([3, 2, 1], 0.5, "values", 2),
-    "values 3, 2, 1: the first two are 0.83": ([3, 2, 1], 0.6, "values", 1),
-    "equal ones": ([1] * 100, 0.95, "squares", 5),
-    "equal ones by values": ([7] * 100, 0.95, "values", 5),
-    "a small share takes one": ([3, 2, 1], 1e-9, "squares", 2),
-    "all": ([3, 2, 1], 1, "squares", 1),
-    "all, with sums that round": ([0.1] * 1000, 1.0, "values", 1),
-    "all, without a null space": ([3, 2, 0, 0, 0], 1.0, "squares", 3),
-    "one value": ([5], 0.95, "squares", 1),
-    "zeros": ([0, 0, 0], 0.95, "squares", 2),
+    "squares 9, 4, 1: the first is 0.64": ([3, 2, 1], 0.6, "variance", 2),
+    "squares 9, 4, 1: the first two are 0.93": ([3, 2, 1], 0.9, "variance", 1),
+    "squares 9, 4, 1: all are needed, one is kept": ([3, 2, 1], 0.95, "variance", 1),
+    "values 3, 2, 1: the first is exactly 0.5": ([3, 2, 1], 0.5, "sum", 2),
+    "values 3, 2, 1: the first two are 0.83": ([3, 2, 1], 0.6, "sum", 1),
+    "equal ones": ([1] * 100, 0.95, "variance", 5),
+    "equal ones by values": ([7] * 100, 0.95, "sum", 5),
+    "a small share takes one": ([3, 2, 1], 1e-9, "variance", 2),
+    "all": ([3, 2, 1], 1, "variance", 1),
+    "all, with sums that round": ([0.1] * 1000, 1.0, "sum", 1),
+    "all, without a null space": ([3, 2, 0, 0, 0], 1.0, "variance", 3),
+    "one value": ([5], 0.95, "variance", 1),
+    "zeros": ([0, 0, 0], 0.95, "variance", 2),
 }
 
 
 @pytest.mark.parametrize("case", COUNTS)
 def test_the_values_beyond_the_share_perc_are_counted(case: str) -> None:
-    singular_values, perc, by, wanted = COUNTS[case]
+    singular_values, perc, rule, wanted = COUNTS[case]
     for dtype in (torch.float64, torch.float32):
-        assert siva.count(torch.tensor(singular_values, dtype=dtype), perc, by=by) == wanted
+        assert siva.count(torch.tensor(singular_values, dtype=dtype), perc, rule=rule) == wanted
 
 
 def test_the_count_follows_its_definition_on_random_spectra() -> None:
     for size, perc in itertools.product((1, 2, 3, 63, 384), (0.3, 0.95, 0.997, 1.0)):
         spectrum = torch.rand(size, dtype=torch.float64).sort(descending=True).values
-        for by, terms in (("squares", [v * v for v in spectrum.tolist()]), ("values", spectrum.tolist())):
+        for rule, terms in (("variance", [v * v for v in spectrum.tolist()]), ("sum", spectrum.tolist())):
             total = math.fsum(terms)
             r = next(r for r in range(1, size + 1) if r == size or math.fsum(terms[:r]) / total >= perc)
-            assert siva.count(spectrum, perc, by=by) == max(1, size - r)
+            assert siva.count(spectrum, perc, rule=rule) == max(1, size - r)
 
 
 def test_the_authors_count_of_24_matrices_comes_out() -> None:
@@ -154,7 +154,7 @@ def test_the_authors_count_of_24_matrices_comes_out() -> None:
 def test_of_minilm_half_is_adapted_by_squares_and_three_tenths_by_values(minilm_weights) -> None:
     spectra = [siva.decompose(weight).singular_values for weight in minilm_weights.values()]
     assert len(spectra) == 12
-    by_squares, by_values = ([siva.count(s, by=by) for s in spectra] for by in siva.RULES)
+    by_squares, by_values = ([siva.count(s, rule=rule) for s in spectra] for rule in siva.RULES)
     assert sum(by_squares) == pytest.approx(12 * 0.50 * 384, rel=0.02)
     assert all(0.44 * 384 < k < 0.54 * 384 for k in by_squares)
     assert sum(by_values) == pytest.approx(12 * 0.29 * 384, rel=0.02)
@@ -191,9 +191,9 @@ def test_bottom_and_top_are_the_last_and_the_first_singular_vectors() -> None:
 @basis_cases
 def test_without_k_the_spectrum_says_how_many(basis: str) -> None:
     weight = matrix_of(torch.tensor([9, 5, 3, 2, 1, 0.5], dtype=torch.float64))
-    wanted = {(0.6, "squares"): 5, (0.9, "squares"): 3, (0.9, "values"): 2}
-    for (perc, by), k in wanted.items():
-        U, V = siva.bases(weight, perc=perc, by=by, basis=basis)
+    wanted = {(0.6, "variance"): 5, (0.9, "variance"): 3, (0.9, "sum"): 2}
+    for (perc, rule), k in wanted.items():
+        U, V = siva.bases(weight, perc=perc, rule=rule, basis=basis)
         assert U.shape == V.shape == (6, k)
 
 
@@ -450,7 +450,7 @@ def test_only_s_is_trained_and_an_update_leaves_the_bases() -> None:
     assert structure.count() == 4
     U, V = structure.prepare(weight_of(12, 9))
     s, before = weight_of(4), (U.clone(), V.clone())
-    structure.initialise([U, s, V], "update")
+    structure.initialise([U, s, V], "paper")
     assert not s.any()
     assert torch.equal(U, before[0])
     assert torch.equal(V, before[1])
@@ -537,9 +537,9 @@ REFUSALS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "weight must be finite, got 6 values that are not",
     ),
     "precision is too low": (
-        lambda: siva.decompose(W, precision=torch.bfloat16),
+        lambda: siva.decompose(W, precision="bfloat16"),
         ValueError,
-        "precision must be torch.float64 or torch.float32, got torch.bfloat16",
+        "precision must be one of float64, float32, got 'bfloat16'",
     ),
     "matrix is not finite": (
         lambda: siva.effective_rank(W * math.nan),
@@ -550,10 +550,10 @@ REFUSALS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "perc is percent": (lambda: siva.bases(W, perc=95), ValueError, "perc must be above 0 and at most 1, got 95"),
     "perc is NaN": (lambda: siva.count(W[0], math.nan), ValueError, "perc must be above 0 and at most 1, got nan"),
     "perc is text": (lambda: siva.count(W[0], "most"), TypeError, "perc must be a real number, got str"),
-    "by is unknown": (
-        lambda: siva.count(W[0], by="cubes"),
+    "rule is unknown": (
+        lambda: siva.count(W[0], rule="cubes"),
         ValueError,
-        "by must be one of squares, values, got 'cubes'",
+        "rule must be one of variance, sum, got 'cubes'",
     ),
     "the spectrum is a matrix": (
         lambda: siva.count(W),

@@ -211,11 +211,11 @@ def test_merge_rounds_to_the_type_of_out_alone(structure: Structure, out_dtype: 
 def test_merging_an_update_that_starts_from_zero_gives_the_weight_itself(
     structure: Structure, dtype: torch.dtype
 ) -> None:
-    if "update" not in structure.initialisations:
+    if "paper" not in structure.initialisations:
         pytest.skip("has no start from zero")
     weight = torch.randn(structure.out_features, structure.in_features).to(dtype)
     parameters = updates.parameters_of(structure, dtype)
-    structure.initialise(parameters, "update")
+    structure.initialise(parameters, "paper")
     has_fixed_values = isinstance(structure, Hydra) and structure.kind == "hankel"
     assert torch.equal(structure.merge(weight, *parameters), weight) != has_fixed_values
 

@@ -58,9 +58,9 @@ LINEAR = {
     "hankel, wide": Hankel(9, 4),
     "hankel, tall": Hankel(2, 7),
     "hankel, blocks": Hankel(6, 9, block_size=3),
-    "hydra, circulant": Hydra(12, 8, kind="circulant"),
-    "hydra, toeplitz": Hydra(8, 8, kind="toeplitz", pool=11),
-    "hydra, hankel": Hydra(6, 9, blocks=3, kind="hankel", pool=20),
+    "hydra, circulant": Hydra(12, 8, structure="circulant"),
+    "hydra, toeplitz": Hydra(8, 8, structure="toeplitz", pool_size=11),
+    "hydra, hankel": Hydra(6, 9, splits=3, structure="hankel", pool_size=20),
 }
 OTHERS = {
     "toeplitz product": ToeplitzProduct(7, 7),
@@ -89,15 +89,15 @@ OTHERS = {
     "siva, wide": Siva(9, 4, 4, basis="top"),
     "siva, tall": Siva(3, 8, 1, basis="random", seed=7),
     "one number, toeplitz-like": ToeplitzLike(1, 1, 1),
-    "hydra, fixed share": Hydra(8, 12, kind="toeplitz", pool=20, fixed_share=0.4),
-    "hydra, vandermonde": Hydra(8, 12, kind="vandermonde", pool=10),
-    "hydra, low rank": Hydra(8, 4, blocks=1, kind="low_rank", rank=2),
-    "hydra, toeplitz-like": Hydra(4, 6, blocks=2, kind="toeplitz_like", rank=1, fixed_share=0.3),
+    "hydra, fixed share": Hydra(8, 12, structure="toeplitz", pool_size=20, fixed_fraction=0.4),
+    "hydra, vandermonde": Hydra(8, 12, structure="vandermonde", pool_size=10),
+    "hydra, low rank": Hydra(8, 4, splits=1, structure="low_rank", rank=2),
+    "hydra, toeplitz-like": Hydra(4, 6, splits=2, structure="toeplitz_like", rank=1, fixed_fraction=0.3),
 }
 STRUCTURES = LINEAR | OTHERS
 structure_cases = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
 linear_cases = pytest.mark.parametrize("structure", LINEAR.values(), ids=LINEAR.keys())
-UPDATES = {name: structure for name, structure in STRUCTURES.items() if "update" in structure.initialisations}
+UPDATES = {name: structure for name, structure in STRUCTURES.items() if "paper" in structure.initialisations}
 update_cases = pytest.mark.parametrize("structure", UPDATES.values(), ids=UPDATES.keys())
 
 
@@ -295,9 +295,9 @@ OF_THE_VARIANCE_OF_NN_LINEAR = {
     "kronecker": Kronecker,
     "low rank": lambda *sizes: LowRank(*sizes, 3),
     "siva": lambda *sizes: Siva(*sizes, 40),
-    "hydra, circulant": lambda *sizes: Hydra(*sizes, kind="circulant"),
-    "hydra, toeplitz": lambda *sizes: Hydra(*sizes, kind="toeplitz"),
-    "hydra, hankel": lambda *sizes: Hydra(*sizes, kind="hankel"),
+    "hydra, circulant": lambda *sizes: Hydra(*sizes, structure="circulant"),
+    "hydra, toeplitz": lambda *sizes: Hydra(*sizes, structure="toeplitz"),
+    "hydra, hankel": lambda *sizes: Hydra(*sizes, structure="hankel"),
 }
 
 
@@ -326,7 +326,7 @@ def test_vandermonde_outputs_start_with_a_variance_between_1_and_2() -> None:
 @update_cases
 def test_update_initialisation_starts_from_zero_with_gradients_that_are_not(structure: Structure) -> None:
     parameters = parameters_of(structure)
-    structure.initialise(parameters, "update")
+    structure.initialise(parameters, "paper")
     # A linear kind of HyDRA has its fixed values.
     assert (structure.dense(*parameters) == 0).all() or structure is STRUCTURES["hydra, fixed share"]
     for p in parameters:
@@ -337,7 +337,7 @@ def test_update_initialisation_starts_from_zero_with_gradients_that_are_not(stru
 
 def test_surm_initialisations_have_the_papers_and_the_repos_deviation() -> None:
     structure = CirculantProduct(4096, 4096)
-    for method, deviation in ((None, 0.02), ("update", 0.02), ("repo", 1.0)):
+    for method, deviation in ((None, 0.02), ("paper", 0.02), ("repo", 1.0)):
         r1, r2 = parameters = parameters_of(structure)
         structure.initialise(parameters, method)
         assert (r1 == 0).all()
@@ -354,7 +354,7 @@ def test_updates_of_two_factors_start_with_one_at_zero_and_one_of_the_papers_dev
         (Kronecker(1024, 1024), "A", "B"),
     ):
         parameters = parameters_of(structure)
-        structure.initialise(parameters, "update")
+        structure.initialise(parameters, "paper")
         by_name = dict(zip(structure.parameter_shapes(), parameters, strict=True))
         assert (by_name[zero] == 0).all()
         assert by_name[drawn].std().item() == pytest.approx(0.02, rel=0.1)
@@ -362,7 +362,7 @@ def test_updates_of_two_factors_start_with_one_at_zero_and_one_of_the_papers_dev
 
 def test_low_rank_and_kronecker_updates_start_as_their_authors_code_does() -> None:
     A, B = parameters_of(LowRank(256, 128, 8))
-    LowRank(256, 128, 8).initialise([A, B], "update")
+    LowRank(256, 128, 8).initialise([A, B], "paper")
     assert (B == 0).all()
     assert 0.95 / 16 < A.abs().max() <= 1 / 16
     A, B = parameters_of(Kronecker(768, 768))
@@ -468,7 +468,7 @@ def test_bad_input_is_refused_by_name_value_and_wish(case: str) -> None:
 
 def test_a_structure_without_projection_says_so() -> None:
     class Diagonal(Structure):
-        initialisations = ("update",)
+        initialisations = ("paper",)
 
         def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
             return {"d": (self.in_features,)}

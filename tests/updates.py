@@ -59,12 +59,12 @@ GRIDS = {
     "circulant product, blocks": lambda *sizes: CirculantProduct(*sizes, 12),
     "toeplitz, blocks": lambda *sizes: Toeplitz(*sizes, 12),
     "hankel, blocks": lambda *sizes: Hankel(*sizes, 12),
-    "hydra, circulant": lambda *sizes: Hydra(*sizes, kind="circulant"),
-    "hydra, toeplitz": lambda *sizes: Hydra(*sizes, kind="toeplitz", pool=130),
-    "hydra, hankel": lambda *sizes: Hydra(*sizes, kind="hankel", pool=400, fixed_share=0.3),
-    "hydra, vandermonde": lambda *sizes: Hydra(*sizes, kind="vandermonde", fixed_share=0.2),
-    "hydra, low rank": lambda *sizes: Hydra(*sizes, blocks=1, kind="low_rank", rank=2),
-    "hydra, toeplitz-like": lambda *sizes: Hydra(*sizes, blocks=2, kind="toeplitz_like", rank=1, fixed_share=0.3),
+    "hydra, circulant": lambda *sizes: Hydra(*sizes, structure="circulant"),
+    "hydra, toeplitz": lambda *sizes: Hydra(*sizes, structure="toeplitz", pool_size=130),
+    "hydra, hankel": lambda *sizes: Hydra(*sizes, structure="hankel", pool_size=400, fixed_fraction=0.3),
+    "hydra, vandermonde": lambda *sizes: Hydra(*sizes, structure="vandermonde", fixed_fraction=0.2),
+    "hydra, low rank": lambda *sizes: Hydra(*sizes, splits=1, structure="low_rank", rank=2),
+    "hydra, toeplitz-like": lambda *sizes: Hydra(*sizes, splits=2, structure="toeplitz_like", rank=1, fixed_fraction=0.3),
 }
 STRUCTURES: dict[str, Structure] = {
     f"{name}, {shape}": make(*sizes) for name, make in (FAMILIES | GRIDS).items() for shape, sizes in RECTANGLES.items()

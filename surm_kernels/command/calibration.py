@@ -46,7 +46,7 @@ def _square(name: str, *arguments: Any, **options: Any) -> Callable[[int], Struc
 
 
 def _hydra(kind: str) -> Callable[[int], Structure]:
-    return lambda n: structures.Hydra(n, n, kind=kind, rank=RANK if KINDS[kind].ranked else None)
+    return lambda n: structures.Hydra(n, n, structure=kind, rank=RANK if KINDS[kind].ranked else None)
 
 
 #: One structure of every family, by size; the last stands for those that are not measured.

@@ -48,7 +48,7 @@ class AdaptedLinear(nn.Module):
         structure: of W, in_features x out_features of the base.
         scale: factor of W.
         strategy: "auto", "direct" or "merged"; may be set later.
-        initialisation: one of the structure's; "update", with W = 0, where it has that, else its first.
+        initialisation: one of the structure's; "paper", with W = 0, where it has that, else its first.
         constants: what the structure does not train, by name; by default the structure prepares it from the weight.
         merge_dtype: None, or torch.float32 to merge and multiply 16-bit layers in float32.
         save_constants: whether state_dict holds the constants. A fingerprint of them it always holds, and a state with
@@ -105,8 +105,8 @@ class AdaptedLinear(nn.Module):
         perc: float = 0.95,
         k: int | None = None,
         basis: str = "bottom",
-        by: str = "squares",
-        precision: torch.dtype = torch.float64,
+        rule: str = "variance",
+        precision: str = "float64",
         seed: int = 0,
         scale: float = 1.0,
         strategy: str = "auto",
@@ -119,8 +119,8 @@ class AdaptedLinear(nn.Module):
             perc: share of the spectrum that is left alone, which says how many values are retuned.
             k: how many, instead of `perc`.
             basis: "bottom", "top" or "random".
-            by: "squares" or "values" of the singular values make the spectrum that `perc` is a share of.
-            precision: torch.float64 or torch.float32, of the decomposition.
+            rule: "variance" or "sum" of the singular values make the spectrum that `perc` is a share of.
+            precision: "float64" or "float32", of the decomposition.
             seed: of the random basis.
             scale: factor of the update; the method has none.
             strategy: as of the layer.
@@ -128,9 +128,8 @@ class AdaptedLinear(nn.Module):
         """
         if not isinstance(base, nn.Linear):
             raise TypeError(f"base must be a torch.nn.Linear, got {type(base).__name__}")
-        U, V = siva.bases(base.weight, perc=perc, k=k, basis=basis, by=by, precision=precision, seed=seed)
-        named = "float32" if precision is torch.float32 else "float64"
-        structure = Siva(base.in_features, base.out_features, U.shape[1], basis, named, seed)
+        U, V = siva.bases(base.weight, perc=perc, k=k, basis=basis, rule=rule, precision=precision, seed=seed)
+        structure = Siva(base.in_features, base.out_features, U.shape[1], basis, precision, seed)
         return cls(base, structure, scale, strategy, constants={"U": U, "V": V}, save_constants=save_constants)
 
     @property
@@ -169,9 +168,9 @@ class AdaptedLinear(nn.Module):
         return tuple(getattr(self, name) for name in self._names)
 
     def reset_parameters(self, initialisation: str | None = None) -> None:
-        """Starts the update anew, by one of the structure's initialisations; "update" where none is named."""
-        if initialisation is None and "update" in self.structure.initialisations:
-            initialisation = "update"
+        """Starts the update anew, by one of the structure's initialisations; "paper" where none is named."""
+        if initialisation is None and "paper" in self.structure.initialisations:
+            initialisation = "paper"
         self.structure.initialise(self.structured_parameters(), initialisation)
 
     def forward(self, x: Tensor) -> Tensor:

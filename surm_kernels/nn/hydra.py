@@ -19,14 +19,14 @@ class HydraLinear(StructuredLinear):
         out_features: int,
         bias: bool = True,
         *,
-        blocks: int = 4,
-        kind: str = "toeplitz",
-        pool: int | None = None,
-        fixed_share: float = 0.0,
+        splits: int = 4,
+        structure: str = "toeplitz",
+        pool_size: int | None = None,
+        fixed_fraction: float = 0.0,
         rank: int | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        structure = Hydra(in_features, out_features, blocks, kind, pool, fixed_share, rank, seed)
-        super().__init__(structure, bias, device, dtype)
+        weight = Hydra(in_features, out_features, splits, structure, pool_size, fixed_fraction, rank, seed)
+        super().__init__(weight, bias, device, dtype)

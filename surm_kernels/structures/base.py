@@ -168,10 +168,10 @@ def require_blocks(block_size: int | None, in_features: int, out_features: int) 
 class TiedEntries(Structure):
     """A structure with one parameter, of which every entry of W is a value, up to its sign.
 
-    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" starts from W = 0.
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "paper" starts from W = 0.
     """
 
-    initialisations = ("layer", "update")
+    initialisations = ("layer", "paper")
 
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         (values,) = parameters
@@ -182,8 +182,8 @@ class TiedEntries(Structure):
 def initialise_factors(
     left: Tensor, right: Tensor, method: str, terms: float, generator: torch.Generator | None
 ) -> None:
-    """Of a bilinear structure: for "update" left = 0 and right ~ N(0, 0.02^2), else both uniform for `terms` terms."""
-    if method == "update":
+    """Of a bilinear structure: for "paper" left = 0 and right ~ N(0, 0.02^2), else both uniform for `terms` terms."""
+    if method == "paper":
         left.zero_()
         right.normal_(0, 0.02, generator=generator)
     else:

@@ -11,10 +11,10 @@ class CauchyLike(Structure):
     """The rectangular matrix with D_v W - W D_u of rank `rank`: nodes v (m,) and u (n,), G (rank, m), H (rank, n).
 
     Initialisations, both with v uniform in (1, 2) and u in (-2, -1), so that training does not bring a v to a u:
-    "layer" has the output variance of torch.nn.Linear, "update" has W = 0 by G = 0 and H ~ N(0, 0.02^2).
+    "layer" has the output variance of torch.nn.Linear, "paper" has W = 0 by G = 0 and H ~ N(0, 0.02^2).
     """
 
-    initialisations = ("layer", "update")
+    initialisations = ("layer", "paper")
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__(in_features, out_features)

@@ -10,11 +10,11 @@ from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 class CirculantProduct(PrimitiveStructure):
     """C(r1) * C(r2) = C(r1 * r2), elementwise, whole or in blocks.
 
-    Initialisations, both with W = 0: "update" is r1 = 0 and r2 ~ N(0, 0.02^2), "repo" r2 ~ N(0, 1) as in the
+    Initialisations, both with W = 0: "paper" is r1 = 0 and r2 ~ N(0, 0.02^2), "repo" r2 ~ N(0, 1) as in the
     authors' code.
     """
 
-    initialisations = ("update", "repo")
+    initialisations = ("paper", "repo")
 
     def __init__(self, in_features: int, out_features: int, block_size: int | None = None) -> None:
         super().__init__(in_features, out_features)
@@ -27,7 +27,7 @@ class CirculantProduct(PrimitiveStructure):
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         r1, r2 = parameters
         r1.zero_()
-        r2.normal_(0, 0.02 if method == "update" else 1, generator=generator)
+        r2.normal_(0, 0.02 if method == "paper" else 1, generator=generator)
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         r1, r2 = parameters

@@ -13,11 +13,11 @@ class HankelLike(Structure):
 
     n = max(in_features, out_features), and the map is the top left part of the square.
 
-    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" has W = 0 by G = 0 and
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "paper" has W = 0 by G = 0 and
     H ~ N(0, 0.02^2).
     """
 
-    initialisations = ("layer", "update")
+    initialisations = ("layer", "paper")
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__(in_features, out_features)

@@ -14,11 +14,11 @@ from surm_kernels.structures.pool import Constants, PoolMap
 from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
 from surm_kernels.structures.random_integers import RandomIntegers
 
-_LARGEST_SHARE = 0.9
+_LARGEST_FRACTION = 0.9
 
 
 class Hydra(PrimitiveStructure):
-    """A `blocks` x `blocks` grid of structured blocks of one kind, which read their parameters from a pool.
+    """A `splits` x `splits` grid of structured blocks of one kind, which read their parameters from a pool.
 
     Slots are numbered block by block, row by row. In each block they are, for m x n blocks and b = max(m, n):
 
@@ -30,22 +30,22 @@ class Hydra(PrimitiveStructure):
         toeplitz_like  2 b r      generators G, then H
 
     Which value of the pool a slot takes is a map drawn from the seed, under which values are used equally often up to
-    one. A pool as large as the slots, the default, is a bijection. `fixed_share` of the pool are fixed random values,
+    one. A pool as large as the slots, the default, is a bijection. `fixed_fraction` of the pool are fixed random values,
     drawn from the seed as well: only the rest is a parameter. Neither is ever stored.
 
     Circulant, Toeplitz and Hankel blocks are W(pool). Vandermonde and the bilinear kinds, low_rank and toeplitz_like,
     have no start that is zero and trains, so theirs is W(pool) - W(start), with a frozen start drawn from the seed.
     Fixed values and starts are N(0, 0.02^2), nodes uniform in (-0.7, 0.7).
 
-    Initialisations: "update" starts from W = 0, with zeros or from the start, except that a linear kind with a fixed
+    Initialisations: "paper" starts from W = 0, with zeros or from the start, except that a linear kind with a fixed
     share begins with what its fixed values give. Linear kinds have "layer" as well, by which the output varies as in
     torch.nn.Linear but for the fixed values.
 
     Args:
-        blocks: divides in_features and out_features.
-        kind: one of the six above.
-        pool: how many values, at most as many as there are slots.
-        fixed_share: from 0 to 0.9.
+        splits: divides in_features and out_features.
+        structure: of a block, one of the six above.
+        pool_size: how many values, at most as many as there are slots.
+        fixed_fraction: from 0 to 0.9.
         rank: r, of low_rank and toeplitz_like alone.
         seed: any int.
     """
@@ -56,27 +56,28 @@ class Hydra(PrimitiveStructure):
         self,
         in_features: int,
         out_features: int,
-        blocks: int = 4,
-        kind: str = "toeplitz",
-        pool: int | None = None,
-        fixed_share: float = 0.0,
+        splits: int = 4,
+        structure: str = "toeplitz",
+        pool_size: int | None = None,
+        fixed_fraction: float = 0.0,
         rank: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(in_features, out_features)
-        _check_arguments(in_features, out_features, blocks, kind, rank, seed)
-        self.blocks, self.kind, self.fixed_share, self.rank, self.seed = blocks, kind, fixed_share, rank, seed
-        self._grid = KINDS[kind](blocks, out_features // blocks, in_features // blocks, rank or 1)
-        self.initialisations = ("layer", "update") if self._grid.is_linear else ("update",)
-        self.slots = blocks**2 * self._grid.size
-        self.pool = self.slots if pool is None else pool
-        fixed = _fixed_values(self.pool, self.slots, fixed_share)
-        self.trainable = self.pool - fixed
+        _check_arguments(in_features, out_features, splits, structure, rank, seed)
+        self.splits, self.structure, self.fixed_fraction = splits, structure, fixed_fraction
+        self.rank, self.seed = rank, seed
+        self._grid = KINDS[structure](splits, out_features // splits, in_features // splits, rank or 1)
+        self.initialisations = ("layer", "paper") if self._grid.is_linear else ("paper",)
+        self.slots = splits**2 * self._grid.size
+        self.pool_size = self.slots if pool_size is None else pool_size
+        fixed = _fixed_values(self.pool_size, self.slots, fixed_fraction)
+        self.trainable = self.pool_size - fixed
 
         random = RandomIntegers(seed)
-        self._map = PoolMap(self.pool, self.slots, random)
+        self._map = PoolMap(self.pool_size, self.slots, random)
         # The start of the pool or, of linear kinds, no more than its fixed end.
-        drawn = [self._grid.draw(random) for _ in range(fixed if self._grid.is_linear else self.pool)]
+        drawn = [self._grid.draw(random) for _ in range(fixed if self._grid.is_linear else self.pool_size)]
         self._drawn = Constants(torch.tensor(drawn, dtype=torch.float32))
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,8 +131,8 @@ class Hydra(PrimitiveStructure):
         """The slots and those of the start, none for linear kinds; drawn values are rounded as the pool is stored."""
         (drawn,) = self._drawn.on(pool.device)
         drawn = drawn.to(stored).to(pool.dtype)
-        fixed = drawn[len(drawn) - (self.pool - self.trainable) :]
-        shape = (self.blocks, self.blocks, -1)
+        fixed = drawn[len(drawn) - (self.pool_size - self.trainable) :]
+        shape = (self.splits, self.splits, -1)
         slots = self._map.slots(torch.cat([pool, fixed])).view(shape)
         return slots, drawn if self._grid.is_linear else self._map.slots(drawn).view(shape)
 
@@ -142,47 +143,45 @@ class Hydra(PrimitiveStructure):
         """
         self._check_weight(weight)
         if not self._grid.is_linear:
-            raise NotImplementedError(f"the nearest Hydra of kind {self.kind} to a matrix has no known formula")
+            raise NotImplementedError(f"the nearest Hydra of structure {self.structure} to a matrix has no known formula")
         return (tied_means(self.dense, (self.trainable,), weight),)
 
     def extra_repr(self) -> str:
         rank = "" if self.rank is None else f", rank={self.rank}"
         return (
-            f"{super().extra_repr()}, blocks={self.blocks}, kind={self.kind!r}, pool={self.pool}, "
-            f"fixed_share={self.fixed_share}{rank}, seed={self.seed}"
+            f"{super().extra_repr()}, splits={self.splits}, structure={self.structure!r}, pool_size={self.pool_size}, "
+            f"fixed_fraction={self.fixed_fraction}{rank}, seed={self.seed}"
         )
 
     def __reduce__(self) -> tuple[type, tuple]:
         # The arguments say everything: copies and pickles draw maps and values anew.
         sizes = self.in_features, self.out_features
-        return type(self), (*sizes, self.blocks, self.kind, self.pool, self.fixed_share, self.rank, self.seed)
+        return type(self), (*sizes, self.splits, self.structure, self.pool_size, self.fixed_fraction, self.rank, self.seed)
 
 
-def _check_arguments(in_features: int, out_features: int, blocks: int, kind: str, rank: int | None, seed: int) -> None:
-    _checks.require_size("blocks", blocks)
-    if in_features % blocks or out_features % blocks:
+def _check_arguments(in_features: int, out_features: int, splits: int, structure: str, rank: int | None, seed: int) -> None:
+    _checks.require_size("splits", splits)
+    if in_features % splits or out_features % splits:
         raise ValueError(
-            f"blocks must divide in_features and out_features, got {blocks} for {in_features} and {out_features}"
+            f"splits must divide in_features and out_features, got {splits} for {in_features} and {out_features}"
         )
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if KINDS[kind].ranked:
+    _checks.require_choice("structure", structure, KINDS)
+    if KINDS[structure].ranked:
         _checks.require_size("rank", rank)
     elif rank is not None:
-        raise ValueError(f"rank must be None for kind {kind}, got {rank}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+        raise ValueError(f"rank must be None for structure {structure}, got {rank}")
+    _checks.require_int("seed", seed)
 
 
-def _fixed_values(pool: int, slots: int, fixed_share: float) -> int:
+def _fixed_values(pool_size: int, slots: int, fixed_fraction: float) -> int:
     """How many values of the pool are fixed."""
-    _checks.require_size("pool", pool)
-    if pool > slots:
-        raise ValueError(f"pool must be at most the number of slots, {slots}, got {pool}")
-    _checks.require_number("fixed_share", fixed_share)
-    if not 0 <= fixed_share <= _LARGEST_SHARE:
-        raise ValueError(f"fixed_share must be from 0 to {_LARGEST_SHARE}, got {fixed_share}")
-    fixed = round(fixed_share * pool)
-    if fixed == pool:
-        raise ValueError(f"fixed_share must leave a value to train, got {fixed_share} of a pool of {pool}")
+    _checks.require_size("pool_size", pool_size)
+    if pool_size > slots:
+        raise ValueError(f"pool_size must be at most the number of slots, {slots}, got {pool_size}")
+    _checks.require_number("fixed_fraction", fixed_fraction)
+    if not 0 <= fixed_fraction <= _LARGEST_FRACTION:
+        raise ValueError(f"fixed_fraction must be from 0 to {_LARGEST_FRACTION}, got {fixed_fraction}")
+    fixed = round(fixed_fraction * pool_size)
+    if fixed == pool_size:
+        raise ValueError(f"fixed_fraction must leave a value to train, got {fixed_fraction} of a pool of {pool_size}")
     return fixed

@@ -17,11 +17,11 @@ class Kronecker(PrimitiveStructure):
     `left_shape` is (p, q). By default p is the least divisor of out_features not below its square root, q the greatest
     divisor of in_features not above its root: 32 x 24 and 24 x 32 at 768, as SURM (arXiv 2406.17740) has it.
 
-    Initialisations: "layer" has the output variance of torch.nn.Linear; with W = 0, "update" is A = 0 and
+    Initialisations: "layer" has the output variance of torch.nn.Linear; with W = 0, "paper" is A = 0 and
     B ~ N(0, 0.02^2), "repo" is A by Kaiming's uniform rule and B = 0.
     """
 
-    initialisations = ("layer", "update", "repo")
+    initialisations = ("layer", "paper", "repo")
 
     def __init__(self, in_features: int, out_features: int, left_shape: tuple[int, int] | None = None) -> None:
         super().__init__(in_features, out_features)

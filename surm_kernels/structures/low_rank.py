@@ -14,11 +14,11 @@ from surm_kernels.structures.base import Structure, bilinear_bound
 class LowRank(Structure):
     """The product of B (out_features, rank) and A (rank, in_features).
 
-    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" is LoRA's, with W = 0 by B = 0 and A
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "paper" is LoRA's, with W = 0 by B = 0 and A
     as torch.nn.Linear draws its weight.
     """
 
-    initialisations = ("layer", "update")
+    initialisations = ("layer", "paper")
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__(in_features, out_features)
@@ -30,7 +30,7 @@ class LowRank(Structure):
 
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         A, B = parameters
-        if method == "update":
+        if method == "paper":
             bound = 1 / math.sqrt(self.in_features)
             A.uniform_(-bound, bound, generator=generator)
             B.zero_()

@@ -7,15 +7,13 @@ from surm_kernels import _checks, dense, functional, siva
 from surm_kernels.ops import diagonal as _ops
 from surm_kernels.structures.base import Structure
 
-_PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
-
 
 class Siva(Structure):
     """U (out_features, k) and V (in_features, k), which are frozen, with k trained values s between them.
 
     `prepare(weight)` gives U and V: singular vectors of the weight, as `surm_kernels.siva.bases` does.
 
-    Initialisations: "layer" has the output variance of torch.nn.Linear, with random orthonormal U and V; "update"
+    Initialisations: "layer" has the output variance of torch.nn.Linear, with random orthonormal U and V; "paper"
     starts from W = 0 by s = 0 and leaves U and V as they are.
 
     Args:
@@ -26,7 +24,7 @@ class Siva(Structure):
         seed: of basis "random", any int.
     """
 
-    initialisations = ("layer", "update")
+    initialisations = ("layer", "paper")
     constants = ("U", "V")
 
     def __init__(
@@ -41,7 +39,7 @@ class Siva(Structure):
         super().__init__(in_features, out_features)
         siva.require_count(k, out_features, in_features)
         _checks.require_choice("basis", basis, siva.BASES)
-        _checks.require_choice("precision", precision, _PRECISIONS)
+        _checks.require_choice("precision", precision, siva.PRECISIONS)
         _checks.require_int("seed", seed)
         self.k, self.basis, self.precision, self.seed = k, basis, precision, seed
 
@@ -51,8 +49,7 @@ class Siva(Structure):
     def prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
         """U and V for a weight, in its type; see `surm_kernels.siva.bases`."""
         self._check_weight(weight)
-        precision = _PRECISIONS[self.precision]
-        return siva.bases(weight, k=self.k, basis=self.basis, precision=precision, seed=self.seed)
+        return siva.bases(weight, k=self.k, basis=self.basis, precision=self.precision, seed=self.seed)
 
     def fingerprint(self, *constants: Tensor) -> Tensor:
         """That of U and V, `surm_kernels.siva.fingerprint`."""
@@ -60,7 +57,7 @@ class Siva(Structure):
 
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         U, s, V = parameters
-        if method == "update":
+        if method == "paper":
             s.zero_()
             return
         for basis in (U, V):
@@ -110,7 +107,7 @@ class Siva(Structure):
         For basis "top" the nearest matrix of rank k (Eckart and Young, 1936), for the others the nearest on these
         bases; for "bottom" s is the k smallest singular values.
         """
-        inside = weight.to(torch.promote_types(weight.dtype, _PRECISIONS[self.precision]))
+        inside = weight.to(torch.promote_types(weight.dtype, siva.PRECISIONS[self.precision]))
         U, V = self.prepare(inside)
         s = ((inside @ V) * U).sum(0)
         return U.to(weight.dtype), s.to(weight.dtype), V.to(weight.dtype)

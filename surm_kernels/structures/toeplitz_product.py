@@ -11,11 +11,11 @@ from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
 class ToeplitzProduct(Structure):
     """T(t2) T(t1), both symmetric of size n = max(in_features, out_features), or the top left part of the product.
 
-    Initialisations: "layer" has the output variance of torch.nn.Linear, "update" has W = 0 by t1 = 0 and
+    Initialisations: "layer" has the output variance of torch.nn.Linear, "paper" has W = 0 by t1 = 0 and
     t2 ~ N(0, 0.02^2).
     """
 
-    initialisations = ("layer", "update")
+    initialisations = ("layer", "paper")
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
@@ -29,7 +29,7 @@ class ToeplitzProduct(Structure):
 
     def _initialise(self, parameters: tuple[Tensor, ...], method: str, generator: torch.Generator | None) -> None:
         t1, t2 = parameters
-        if method == "update":
+        if method == "paper":
             t1.zero_()
             t2.normal_(0, 0.02, generator=generator)
         else:

@@ -12,10 +12,10 @@ class VandermondeLike(Structure):
     """The rectangular matrix with W - D_v W Z_0^T of rank `rank`: nodes v (m,), generators G (rank, m), H (rank, n).
 
     Initialisations, both with nodes uniform in (-0.7, 0.7): "layer" has the output variance of torch.nn.Linear,
-    "update" has W = 0 by G = 0 and H ~ N(0, 0.02^2).
+    "paper" has W = 0 by G = 0 and H ~ N(0, 0.02^2).
     """
 
-    initialisations = ("layer", "update")
+    initialisations = ("layer", "paper")
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__(in_features, out_features)

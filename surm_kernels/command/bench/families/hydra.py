@@ -12,7 +12,7 @@ GATHER = "gather, then matmul"
 def structure(point: Point) -> Hydra:
     """The paper's grid; the pool has two values for every feature, as many as SURM's structures train."""
     pool = 2 * point.in_features
-    return Hydra(point.in_features, point.out_features, blocks=BLOCKS, kind="toeplitz", pool=pool, seed=0)
+    return Hydra(point.in_features, point.out_features, splits=BLOCKS, structure="toeplitz", pool_size=pool, seed=0)
 
 
 def _gathered(point: Point) -> Product:
