@@ -8,6 +8,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch._dynamo.testing
+from surm_kernels.ops.krylov import krylov, krylov_backward, krylov_dense, krylov_dense_adjoint, krylov_pullback
+from surm_kernels.ops.toeplitz import (
+    toeplitz,
+    toeplitz_backward,
+    toeplitz_dense,
+    toeplitz_dense_adjoint,
+    toeplitz_pullback,
+)
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -23,15 +31,7 @@ from surm_kernels.ops.kronecker import (
     kronecker_pullback_left,
     kronecker_pullback_right,
 )
-from surm_kernels.ops.krylov import krylov, krylov_backward, krylov_dense, krylov_dense_adjoint, krylov_pullback
 from surm_kernels.ops.ldr import ldr, ldr_backward, ldr_pullback_left, ldr_pullback_right
-from surm_kernels.ops.toeplitz import (
-    toeplitz,
-    toeplitz_backward,
-    toeplitz_dense,
-    toeplitz_dense_adjoint,
-    toeplitz_pullback,
-)
 
 Shapes = dict[str, tuple[int, ...]]
 

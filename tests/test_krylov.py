@@ -4,10 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.library import opcheck
-
-from surm_kernels import _extension
 from surm_kernels.ops.krylov import (
     krylov,
     krylov_backward,
@@ -18,6 +14,10 @@ from surm_kernels.ops.krylov import (
     krylov_pullback,
     krylov_spectrum,
 )
+from torch import Tensor
+from torch.library import opcheck
+
+from surm_kernels import _extension
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -7,10 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.library import opcheck
-
-from surm_kernels import _extension
 from surm_kernels.ops.toeplitz import (
     toeplitz,
     toeplitz_backward,
@@ -19,6 +15,10 @@ from surm_kernels.ops.toeplitz import (
     toeplitz_pullback,
     toeplitz_spectrum,
 )
+from torch import Tensor
+from torch.library import opcheck
+
+from surm_kernels import _extension
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from surm_kernels.ops.toeplitz import toeplitz_dense, toeplitz_dense_adjoint, toeplitz_merge
 from torch import Tensor
 from torch.library import opcheck
 
-from surm_kernels.ops.toeplitz import toeplitz_dense, toeplitz_dense_adjoint, toeplitz_merge
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
