@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <new>
+#include <stdexcept>
+#include <string>
 
 #include "vector.h"
 
@@ -27,7 +28,11 @@ class Buffer {
   static Element* allocate(size_t count) {
     const size_t bytes = (count * sizeof(Element) + 63) / 64 * 64;
     void* p = std::aligned_alloc(64, bytes == 0 ? 64 : bytes);
-    if (p == nullptr) throw std::bad_alloc();
+    // In the words of torch's allocator, which users and their tools know.
+    if (p == nullptr) {
+      throw std::runtime_error("surm_kernels: DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
+                               std::to_string(bytes) + " bytes");
+    }
     return static_cast<Element*>(p);
   }
   std::unique_ptr<Element, Free> data_;
