@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor> diagonal_backward(const Tensor& g, const Tensor& x, c
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(SURM_NAMESPACE, CPU, m) {
-  m.impl("diagonal", TORCH_BOX(&diagonal));
-  m.impl("diagonal_pullback", TORCH_BOX(&diagonal_pullback));
-  m.impl("diagonal_backward", TORCH_BOX(&diagonal_backward));
+  m.impl("diagonal", SURM_BOX(diagonal));
+  m.impl("diagonal_pullback", SURM_BOX(diagonal_pullback));
+  m.impl("diagonal_backward", SURM_BOX(diagonal_backward));
 }

@@ -30,6 +30,6 @@ Tensor empty_like_rows(const Tensor& x, int64_t columns) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(SURM_NAMESPACE, CPU, m) {
-  m.impl("powers", TORCH_BOX(&powers));
-  m.impl("empty_rows", TORCH_BOX(&empty_like_rows));
+  m.impl("powers", SURM_BOX(powers));
+  m.impl("empty_rows", SURM_BOX(empty_like_rows));
 }

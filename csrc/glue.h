@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <exception>
 #include <initializer_list>
+#include <new>
 #include <optional>
+#include <stdexcept>
 
 #include "cpu/interface.h"
 
@@ -47,6 +49,21 @@ auto in_words_of_torch(const Call& call) {
     raise_in_words_of_torch(error);
   }
 }
+
+// An operator that says in the words of torch's allocator that it found no memory to work in.
+template <auto kOperator>
+struct Guarded;
+template <class Result, class... Arguments, Result (*kOperator)(Arguments...)>
+struct Guarded<kOperator> {
+  static Result call(Arguments... arguments) {
+    try {
+      return kOperator(arguments...);
+    } catch (const std::bad_alloc&) {
+      throw std::runtime_error("surm_kernels: DefaultCPUAllocator: can't allocate memory that an operator works in");
+    }
+  }
+};
+#define SURM_BOX(...) TORCH_BOX((&surm::glue::Guarded<&__VA_ARGS__>::call))
 
 // Memory like another tensor's, of its type or of another.
 Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, std::optional<ScalarType> type = std::nullopt);

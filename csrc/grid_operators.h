@@ -158,14 +158,14 @@ void grid_merge(const Tensor& weight_in, const Tensor& values_in, int64_t kind, 
 
 template <class Kernels>
 void implement_grid(torch::stable::detail::StableLibrary& m) {
-  m.impl("grid", TORCH_BOX(&grid<Kernels>));
-  m.impl("grid_pullback", TORCH_BOX(&grid_pullback<Kernels>));
-  m.impl("grid_backward", TORCH_BOX(&grid_backward<Kernels>));
-  m.impl("grid_dense", TORCH_BOX(&grid_dense<Kernels>));
-  m.impl("grid_dense_adjoint", TORCH_BOX(&grid_dense_adjoint<Kernels>));
-  m.impl("grid_spectrum", TORCH_BOX(&grid_spectrum<Kernels>));
-  m.impl("grid_by_spectrum", TORCH_BOX(&grid_by_spectrum<Kernels>));
-  m.impl("grid_merge", TORCH_BOX(&grid_merge<Kernels>));
+  m.impl("grid", SURM_BOX(grid<Kernels>));
+  m.impl("grid_pullback", SURM_BOX(grid_pullback<Kernels>));
+  m.impl("grid_backward", SURM_BOX(grid_backward<Kernels>));
+  m.impl("grid_dense", SURM_BOX(grid_dense<Kernels>));
+  m.impl("grid_dense_adjoint", SURM_BOX(grid_dense_adjoint<Kernels>));
+  m.impl("grid_spectrum", SURM_BOX(grid_spectrum<Kernels>));
+  m.impl("grid_by_spectrum", SURM_BOX(grid_by_spectrum<Kernels>));
+  m.impl("grid_merge", SURM_BOX(grid_merge<Kernels>));
 }
 
 }  // namespace surm::glue

@@ -99,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> kronecker_backward(const Tensor& g, const Ten
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(SURM_NAMESPACE, CPU, m) {
-  m.impl("kronecker", TORCH_BOX(&kronecker));
-  m.impl("kronecker_pullback_left", TORCH_BOX(&kronecker_pullback_left));
-  m.impl("kronecker_pullback_right", TORCH_BOX(&kronecker_pullback_right));
-  m.impl("kronecker_backward", TORCH_BOX(&kronecker_backward));
+  m.impl("kronecker", SURM_BOX(kronecker));
+  m.impl("kronecker_pullback_left", SURM_BOX(kronecker_pullback_left));
+  m.impl("kronecker_pullback_right", SURM_BOX(kronecker_pullback_right));
+  m.impl("kronecker_backward", SURM_BOX(kronecker_backward));
 }

@@ -96,10 +96,10 @@ std::tuple<Tensor, Tensor, Tensor> ldr_backward(const Tensor& g, const Tensor& x
 
 template <class Kernels>
 void implement_ldr(torch::stable::detail::StableLibrary& m) {
-  m.impl("ldr", TORCH_BOX(&ldr<Kernels>));
-  m.impl("ldr_pullback_left", TORCH_BOX(&ldr_pullback_left<Kernels>));
-  m.impl("ldr_pullback_right", TORCH_BOX(&ldr_pullback_right<Kernels>));
-  m.impl("ldr_backward", TORCH_BOX(&ldr_backward<Kernels>));
+  m.impl("ldr", SURM_BOX(ldr<Kernels>));
+  m.impl("ldr_pullback_left", SURM_BOX(ldr_pullback_left<Kernels>));
+  m.impl("ldr_pullback_right", SURM_BOX(ldr_pullback_right<Kernels>));
+  m.impl("ldr_backward", SURM_BOX(ldr_backward<Kernels>));
 }
 
 }  // namespace surm::glue

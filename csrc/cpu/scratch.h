@@ -5,8 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <stdexcept>
-#include <string>
+#include <new>
 
 #include "vector.h"
 
@@ -28,11 +27,7 @@ class Buffer {
   static Element* allocate(size_t count) {
     const size_t bytes = (count * sizeof(Element) + 63) / 64 * 64;
     void* p = std::aligned_alloc(64, bytes == 0 ? 64 : bytes);
-    // In the words of torch's allocator, which users and their tools know.
-    if (p == nullptr) {
-      throw std::runtime_error("surm_kernels: DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
-                               std::to_string(bytes) + " bytes");
-    }
+    if (p == nullptr) throw std::bad_alloc();
     return static_cast<Element*>(p);
   }
   std::unique_ptr<Element, Free> data_;

@@ -1,7 +1,6 @@
 // The stages of stages.h for every radix and storage type, compiled once per instruction set.
-#include "stages.h"
-
 #include "../plan/radices.h"
+#include "stages.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 namespace {
