@@ -340,7 +340,7 @@ def _gpu_kernels() -> str:
     return ", ".join(
         (
             f"no CUDA C++ ({without})" if without else f"CUDA C++ for {cuda}",
-            "Triton" if triton.available else f"no Triton ({triton.reason})",
+            f"no Triton ({reason})" if (reason := triton.why_not()) else "Triton",
         )
     )
 

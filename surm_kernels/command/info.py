@@ -1,7 +1,6 @@
 """`surm-kernels info`: what is installed and what serves here, the first thing to add to a report of a problem."""
 
 import argparse
-import importlib
 import os
 from dataclasses import asdict
 
@@ -77,10 +76,11 @@ def _cuda() -> str:
 
 
 def _triton() -> str:
-    """The version of Triton and the operators it has a kernel for."""
-    if not triton.available:
-        return f"none: {triton.reason}"
-    return f"{importlib.import_module('triton').__version__}: {', '.join(gpu_rule.TRITON_OPERATORS)}"
+    """The version of Triton, which is left for a tensor on a GPU to import, and the operators it has a kernel for."""
+    version = machine.versions("triton").get("triton")
+    if version is None:
+        return "none: Triton is not installed"
+    return triton.why_too_old(version) or f"{version}: {', '.join(gpu_rule.TRITON_OPERATORS)}"
 
 
 def _gpu() -> str:
