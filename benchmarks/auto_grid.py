@@ -61,7 +61,7 @@ class Shape:
 
 
 def _training(
-    structure: str, n: int, tokens: int, dtype: str = "float32", m: int | None = None, **options: Any
+    structure: str, /, n: int, tokens: int, dtype: str = "float32", m: int | None = None, **options: Any
 ) -> Shape:
     return Shape(structure, n, m or n, tokens, dtype, True, options)
 
