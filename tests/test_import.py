@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch._dynamo", "triton", "transformers", "peft", "matplotlib")
+HEAVY = ("torch._dynamo", "triton", "transformers", "peft", "matplotlib", "rich")
 
 FORWARD_AND_BACKWARD = """
 import torch, surm_kernels as s
@@ -53,3 +53,7 @@ def test_a_triton_that_raises_at_import_breaks_nothing(tmp_path: Path) -> None:
     (tmp_path / "triton.py").write_text("raise OSError('a driver of another age')\n")
     out = run(f"{FORWARD_AND_BACKWARD}\nfrom surm_kernels import triton; print(triton.why_not())", tmp_path)
     assert out == "Triton cannot be imported: a driver of another age\n"
+
+
+def test_nothing_imports_the_commands() -> None:
+    assert run("import sys, surm_kernels; print('surm_kernels.command' in sys.modules)") == "False\n"

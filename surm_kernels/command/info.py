@@ -5,11 +5,9 @@ import os
 from dataclasses import asdict
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from surm_kernels import _environment, _extension, cost_constants, gpu_rule, triton
-from surm_kernels.command import machine
+from surm_kernels.command import machine, terminal
 from surm_kernels.command.usage import threads_text
 
 
@@ -19,13 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the facts, then the environment variables."""
-    console = Console()
     for facts in (_facts(), _environment_variables()):
-        table = Table.grid(padding=(0, 2))
-        for name, value in facts:
-            table.add_row(name, value)
-        console.print(table, highlight=False, markup=False)
-        console.print()
+        print(terminal.pairs(facts), end="\n\n")
     return 0
 
 
