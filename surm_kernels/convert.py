@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.functional import from_displacement
 
 __all__ = [
     "circulant_from_c3a",
@@ -151,11 +150,15 @@ def toeplitz_like_to_structured_nets(G: Tensor, H: Tensor) -> tuple[Tensor, Tens
 
 
 def toeplitz_like_from_displacement(G: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """G and H of the matrix with `Z_1 W - W Z_-1 = sum_l outer(G[l], H[l])`; functional.from_displacement by its name.
+    """G and H of the Toeplitz-like matrix W with the displacement `Z_1 W - W Z_-1 = sum_l outer(G[l], H[l])`.
 
-    Equivalent to `(G / 2, H.flip(1))` (Pan, Structured Matrices and Polynomials, section 4.4).
+    The solution is `W = 1/2 sum_l Z_1(G[l]) Z_-1(J H[l])` with the reversal J (Pan, Structured Matrices and
+    Polynomials, section 4.4); `toeplitz_like_linear` has neither the factor nor the reversal. All are (r, n).
+
+    Equivalent to `(G / 2, H.flip(1))`.
     """
-    return from_displacement(G, H)
+    _checks.require_pair_of_generators(G, H)
+    return G / 2, H.flip(1)
 
 
 def toeplitz_like_to_displacement(G: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ class Table:
 
 
 def family_names(structure: Structure) -> list[str]:
-    """What the family of a structure may be called, the most special first: its classes, each with and without the structure of its blocks.
+    """What a structure's family may be called, the most special first: its classes, with and without that of blocks.
 
     The last is Structure, the family that serves whatever has none of its own.
     """

@@ -3,35 +3,34 @@
 They raise a TypeError for a parameter that is no floating tensor and a ValueError for a shape that does not fit.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from surm_kernels import _checks
-from surm_kernels.functional.ldr import reflected_generators
-from surm_kernels.functional.toeplitz import both_sides
-from surm_kernels.ops import generated as _generated_ops
-from surm_kernels.ops import krylov as _krylov_ops
-from surm_kernels.ops import ldr as _ldr_ops
-from surm_kernels.ops import toeplitz as _toeplitz_ops
-from surm_kernels.ops._library import without_autocast
+from surm_kernels import _checks, _matrices
+from surm_kernels.ops._primitive import Primitive
 
 
 def circulant(c: Tensor) -> Tensor:
     """The n x n circulant matrix with first column c, `W[i, j] = c[(i - j) % n]`; c is (n,).
 
+    c of (M, K, b) gives the M b x K b matrix of such blocks.
     Equivalent to `torch.from_numpy(scipy.linalg.circulant(c))`.
     """
-    _checks.require_vector("c", c, "(n,)")
-    return _krylov(c, 1)
+    _require_columns("c", c)
+    return _matrix(_matrices.circulant, c=c)
 
 
 def skew_circulant(s: Tensor) -> Tensor:
     """The n x n skew-circulant matrix with first column s, `W[i, j] = s[i - j]`, `-s[n + i - j]` if i < j; s is (n,).
 
+    s of (M, K, b) gives the M b x K b matrix of such blocks.
     Equivalent to `reference.krylov(s, -1)`.
     """
-    _checks.require_vector("s", s, "(n,)")
-    return _krylov(s, -1)
+    _require_columns("s", s)
+    return _matrix(_matrices.skew_circulant, s=s)
 
 
 def block_circulant(c: Tensor) -> Tensor:
@@ -41,7 +40,7 @@ def block_circulant(c: Tensor) -> Tensor:
     """
     _checks.require_floating("c", c)
     _checks.require_dimensions("c", c, (3,), "(M, K, b)")
-    return _krylov(c, 1)
+    return _matrix(_matrices.circulant, c=c)
 
 
 def krylov(v: Tensor, f: float) -> Tensor:
@@ -50,13 +49,13 @@ def krylov(v: Tensor, f: float) -> Tensor:
     v is (n,), or (M, K, b) for the M b x K b matrix of such blocks.
     Equivalent to `reference.krylov(v, f)`.
     """
-    _checks.require_floating("v", v)
-    _checks.require_dimensions("v", v, (1, 3), "(n,) or (M, K, b)")
+    _require_columns("v", v)
     _checks.require_finite("f", f)
     if f in (1, -1):
-        return _krylov(v, int(f))
-    (wide,), dtype = _wide(v=v)
-    return ((1 + f) / 2 * _krylov(wide, 1) + (1 - f) / 2 * _krylov(wide, -1)).to(dtype)
+        return _matrix(_matrices.circulant if f == 1 else _matrices.skew_circulant, v=v)
+    wide = v.to(torch.promote_types(v.dtype, torch.float32))
+    halves = _matrices.circulant(wide).dense(), _matrices.skew_circulant(wide).dense()
+    return ((1 + f) / 2 * halves[0] + (1 - f) / 2 * halves[1]).to(v.dtype)
 
 
 def toeplitz(t: Tensor, n: int) -> Tensor:
@@ -65,7 +64,8 @@ def toeplitz(t: Tensor, n: int) -> Tensor:
     t of (M, K, m + n - 1) gives the M m x K n matrix of such blocks.
     Equivalent to `torch.from_numpy(scipy.linalg.toeplitz(t[n - 1 :], t[:n].flip(0)))`.
     """
-    return _toeplitz("t", t, n, reflected=False)
+    _require_diagonals("t", t, n)
+    return _matrix(partial(_matrices.toeplitz, n=n), t=t)
 
 
 def symmetric_toeplitz(t: Tensor) -> Tensor:
@@ -74,8 +74,7 @@ def symmetric_toeplitz(t: Tensor) -> Tensor:
     Equivalent to `torch.from_numpy(scipy.linalg.toeplitz(t))`.
     """
     _checks.require_vector("t", t, "(n,)")
-    (wide,), dtype = _wide(t=t)
-    return _toeplitz("t", both_sides(wide), t.shape[0], reflected=False).to(dtype)
+    return _matrix(_matrices.symmetric_toeplitz, wide=True, t=t)
 
 
 def hankel(h: Tensor, n: int) -> Tensor:
@@ -84,7 +83,8 @@ def hankel(h: Tensor, n: int) -> Tensor:
     h of (M, K, m + n - 1) gives the M m x K n matrix of such blocks.
     Equivalent to `torch.from_numpy(scipy.linalg.hankel(h[: m], h[m - 1 :]))`.
     """
-    return _toeplitz("h", h, n, reflected=True)
+    _require_diagonals("h", h, n)
+    return _matrix(partial(_matrices.hankel, n=n), h=h)
 
 
 def toeplitz_like(G: Tensor, H: Tensor) -> Tensor:
@@ -93,8 +93,7 @@ def toeplitz_like(G: Tensor, H: Tensor) -> Tensor:
     Equivalent to `sum(krylov(g, 1) @ krylov(h, -1) for g, h in zip(G, H))`.
     """
     _checks.require_pair_of_generators(G, H)
-    (G, H), _ = _promoted(G=G, H=H)
-    return _ldr(G.unsqueeze(0), H.unsqueeze(0), reflected=False)
+    return _matrix(_matrices.toeplitz_like, G=G, H=H)
 
 
 def hankel_like(G: Tensor, H: Tensor) -> Tensor:
@@ -103,8 +102,7 @@ def hankel_like(G: Tensor, H: Tensor) -> Tensor:
     Equivalent to `sum(krylov(g, 1) @ krylov(h, 0) for g, h in zip(G, H)).flip(1)`.
     """
     _checks.require_pair_of_generators(G, H)
-    wide, dtype = _wide(G=G, H=H)
-    return _ldr(*reflected_generators(*wide), reflected=True).to(dtype)
+    return _matrix(_matrices.hankel_like, wide=True, G=G, H=H)
 
 
 def vandermonde(v: Tensor, n: int) -> Tensor:
@@ -114,7 +112,7 @@ def vandermonde(v: Tensor, n: int) -> Tensor:
     """
     _checks.require_vector("v", v, "(m,)")
     _checks.require_size("n", n)
-    return _generated("vandermonde", n, v=v)
+    return _matrix(partial(_matrices.vandermonde, n=n), wide=True, v=v)
 
 
 def vandermonde_like(v: Tensor, G: Tensor, H: Tensor) -> Tensor:
@@ -123,7 +121,7 @@ def vandermonde_like(v: Tensor, G: Tensor, H: Tensor) -> Tensor:
     Equivalent to `sum(g[:, None] * vandermonde(v, n) @ krylov(h, 0).T for g, h in zip(G, H))`.
     """
     _checks.require_generators(G, H, v)
-    return _generated("vandermonde_like", H.shape[1], v=v, G=G, H=H)
+    return _matrix(_matrices.vandermonde_like, wide=True, v=v, G=G, H=H)
 
 
 def cauchy_like(v: Tensor, u: Tensor, G: Tensor, H: Tensor) -> Tensor:
@@ -132,73 +130,50 @@ def cauchy_like(v: Tensor, u: Tensor, G: Tensor, H: Tensor) -> Tensor:
     v[i] = u[j] is refused on the CPU in eager mode. Equivalent to `(G.T @ H) / (v[:, None] - u)`.
     """
     _checks.require_generators(G, H, v, u)
-    return _generated("cauchy_like", H.shape[1], v=v, u=u, G=G, H=H)
+    return _matrix(_matrices.cauchy_like, wide=True, v=v, u=u, G=G, H=H)
 
 
 def kronecker(A: Tensor, B: Tensor) -> Tensor:
     """The p r x q s Kronecker product of A (p, q) and B (r, s). Equivalent to `torch.kron(A, B)`."""
     _checks.require_matrix("A", A, "(p, q)")
     _checks.require_matrix("B", B, "(r, s)")
-    (A, B), dtype = _wide(A=A, B=B)
-    return (A[:, None, :, None] * B[:, None, :]).flatten(2).flatten(0, 1).to(dtype)
+    return _matrix(_matrices.kronecker, A=A, B=B)
 
 
 def low_rank(A: Tensor, B: Tensor) -> Tensor:
     """The m x n matrix B A of rank r at most; A is (r, n), B (m, r). Equivalent to `B @ A`."""
     _checks.require_factors(A, B)
-    (A, B), _ = _promoted(A=A, B=B)
-    with without_autocast(A):
-        return B @ A
+    return _matrix(_matrices.low_rank, A=A, B=B)
 
 
 def siva(U: Tensor, s: Tensor, V: Tensor) -> Tensor:
     """The m x n matrix U diag(s) V^T; U is (m, k), s (k,), V (n, k). Equivalent to `(U * s) @ V.T`."""
     _checks.require_bases(U, s, V)
-    (U, s, V), dtype = _wide(U=U, s=s, V=V)
-    with without_autocast(U):
-        return ((U * s) @ V.mT).to(dtype)
+    return _matrix(_matrices.siva, U=U, s=s, V=V)
 
 
-def _krylov(v: Tensor, sign: int) -> Tensor:
-    blocks = v.view(1, 1, 1, -1) if v.dim() == 1 else v.unsqueeze(0)
-    return _krylov_ops.krylov_dense(blocks, sign).squeeze(0)
+def _require_columns(name: str, v: Tensor) -> None:
+    _checks.require_floating(name, v)
+    _checks.require_dimensions(name, v, (1, 3), "(n,) or (M, K, b)")
 
 
-def _toeplitz(name: str, t: Tensor, n: int, reflected: bool) -> Tensor:
+def _require_diagonals(name: str, t: Tensor, n: int) -> None:
     _checks.require_floating(name, t)
     _checks.require_dimensions(name, t, (1, 3), "(m + n - 1,) or (M, K, m + n - 1)")
     _checks.require_size("n", n)
     _checks.require_diagonals(name, t, n)
-    blocks = t.view(1, 1, 1, -1) if t.dim() == 1 else t.unsqueeze(0)
-    return _toeplitz_ops.toeplitz_dense(blocks, n, reflected).squeeze(0)
 
 
-def _ldr(left: Tensor, right: Tensor, reflected: bool) -> Tensor:
-    """The matrix of generators (1, r, n), as the transposed product with the rows of the identity."""
-    size = left.shape[-1]
-    identity = torch.eye(size, dtype=left.dtype, device=left.device).unsqueeze(0)
-    return _ldr_ops.ldr(identity, left, right, None, size, 1.0, True, reflected).squeeze(0)
+def _matrix(make: Callable[..., Primitive], wide: bool = False, **parameters: Tensor) -> Tensor:
+    """The matrix of the parameters in the type they promote to.
 
-
-def _generated(kind: str, columns: int, **parameters: Tensor) -> Tensor:
-    wide, dtype = _wide(**parameters)
-    if kind == "cauchy_like":
-        _generated_ops.require_apart(*wide[:2])
-    with without_autocast(wide[0]):
-        return _generated_ops.matrix(kind, columns, *wide).to(dtype)
-
-
-def _promoted(**parameters: Tensor) -> tuple[list[Tensor], torch.dtype]:
-    """The parameters on one device in the type they promote to."""
+    `wide` has them in float32 at least until the last rounding, where 16-bit arguments or gradients would be rounded on
+    the way.
+    """
     (name, first), *others = parameters.items()
     dtype = first.dtype
     for other_name, other in others:
         _checks.require_same_device(first, other_name, other, of=name)
         dtype = torch.promote_types(dtype, other.dtype)
-    return [parameter.to(dtype) for parameter in parameters.values()], dtype
-
-
-def _wide(**parameters: Tensor) -> tuple[list[Tensor], torch.dtype]:
-    """The parameters in float32 at least, so that 16-bit entries and gradients are rounded once, to the type given."""
-    promoted, dtype = _promoted(**parameters)
-    return [parameter.to(torch.promote_types(dtype, torch.float32)) for parameter in promoted], dtype
+    inside = torch.promote_types(dtype, torch.float32) if wide else dtype
+    return make(*[parameter.to(inside) for parameter in parameters.values()]).dense().to(dtype)

@@ -1,8 +1,8 @@
 """Which kernel serves a CUDA tensor: CUDA C++, Triton or the PyTorch reference. The rule, without a GPU.
 
-CUDA C++ has the transforms: `krylov`, `toeplitz` and `ldr` in every type, their spectra and dense matrices. Triton has
-matrix products with tiles of W made on the way: `krylov`, `toeplitz` and the generated matrices, and besides `diagonal`
-and `kronecker`; not in float64. Where both could serve:
+CUDA C++ has the transforms: `grid` and `ldr` in every type, the spectra and dense matrices of grids. Triton has matrix
+products with tiles of W made on the way: `grid` and the generated matrices, and besides `diagonal` and `kronecker`; not
+in float64. Where both could serve:
 
 1. few tokens (less than FEW_TOKENS) go to CUDA C++, since a tile of Triton's has 16 and a launch more to do;
 2. else blocks up to a size go to Triton, which takes 2 m n operations a token on tensor cores against a transform that
@@ -25,19 +25,16 @@ import torch
 
 from surm_kernels import _cache
 
-#: Operators with a kernel in CUDA C++; those of `surm_kernels_cuda`.
+#: Operators with a kernel in CUDA C++.
 CUDA_OPERATORS = (
-    *(f"krylov{part}" for part in ("", "_pullback", "_backward", "_dense", "_dense_adjoint")),
-    *("krylov_spectrum", "krylov_by_spectrum", "krylov_merge"),
-    *(f"toeplitz{part}" for part in ("", "_pullback", "_backward", "_dense", "_dense_adjoint")),
-    *("toeplitz_spectrum", "toeplitz_by_spectrum", "toeplitz_merge"),
+    *(f"grid{part}" for part in ("", "_pullback", "_backward", "_dense", "_dense_adjoint")),
+    *("grid_spectrum", "grid_by_spectrum", "grid_merge"),
     *("ldr", "ldr_pullback_left", "ldr_pullback_right", "ldr_backward"),
 )
 
 #: Operators with a kernel in Triton, and the module of surm_kernels.triton that has it under the same name.
 TRITON_OPERATORS = {
-    **dict.fromkeys(("krylov", "krylov_pullback", "krylov_backward"), "structured"),
-    **dict.fromkeys(("toeplitz", "toeplitz_pullback", "toeplitz_backward"), "structured"),
+    **dict.fromkeys(("grid", "grid_pullback", "grid_backward"), "structured"),
     **dict.fromkeys(("generated", "generated_backward"), "structured"),
     **dict.fromkeys(("diagonal", "diagonal_pullback", "diagonal_backward"), "diagonal"),
     **dict.fromkeys(("kronecker", "kronecker_backward"), "kronecker"),
@@ -59,6 +56,7 @@ class Problem(NamedTuple):
     columns: int = 1
     rank: int = 0  # where W has one
     few_tokens: bool = False
+    kind: int = 0  # of the blocks of a grid
 
     @property
     def is_gradient(self) -> bool:

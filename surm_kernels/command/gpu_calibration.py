@@ -9,10 +9,11 @@ from dataclasses import asdict
 import torch
 
 from surm_kernels import gpu_rule
+from surm_kernels.block_kinds import CIRCULANT
 from surm_kernels.command.usage import UsageError
 from surm_kernels.gpu_rule import ALWAYS_CUDA, ALWAYS_TRITON, Crossovers
 from surm_kernels.ops import _cuda
-from surm_kernels.ops.krylov import krylov, krylov_backward, krylov_pullback
+from surm_kernels.ops.grid import grid, grid_backward, grid_pullback
 
 SIZES = (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 VALUES = 1 << 25  # of the tokens, more than the cache of a GPU holds
@@ -82,14 +83,17 @@ def _step(size: int, dtype: torch.dtype, device: torch.device) -> Call:
     """One circulant block: the product and both gradients."""
     x = torch.randn(1, VALUES // size, size, dtype=dtype, device=device)
     g, v = torch.randn_like(x), torch.randn(1, 1, 1, size, dtype=dtype, device=device)
-    return lambda: (krylov(x, v, None, 1, 1.0, False), krylov_backward(g, x, v, 1, 1.0, False))
+    return lambda: (
+        grid(x, v, None, CIRCULANT, size, 1.0, False),
+        grid_backward(g, x, v, CIRCULANT, size, 1.0, False),
+    )
 
 
 def _grid_pullback(size: int, dtype: torch.dtype, device: torch.device) -> Call:
     """A grid of blocks: the gradient of the parameter alone."""
     x = torch.randn(1, VALUES // (GRID * size), GRID * size, dtype=dtype, device=device)
     g = torch.randn_like(x)
-    return lambda: krylov_pullback(g, x, size, 1, 1.0)
+    return lambda: grid_pullback(g, x, CIRCULANT, size, size, 1.0)
 
 
 def milliseconds(call: Call) -> float:

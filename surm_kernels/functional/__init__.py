@@ -10,15 +10,15 @@ They raise a TypeError for an argument that is no tensor of those types (no real
 ValueError for a shape, value or device that does not fit.
 """
 
-from surm_kernels.functional.generated import cauchy_like_linear, vandermonde_like_linear, vandermonde_linear
-from surm_kernels.functional.kronecker import kronecker_linear
-from surm_kernels.functional.krylov import (
+from surm_kernels.functional.circulant import (
     block_circulant_linear,
     circulant_linear,
     krylov_linear,
     skew_circulant_linear,
 )
-from surm_kernels.functional.ldr import from_displacement, hankel_like_linear, toeplitz_like_linear
+from surm_kernels.functional.generated import cauchy_like_linear, vandermonde_like_linear, vandermonde_linear
+from surm_kernels.functional.kronecker import kronecker_linear
+from surm_kernels.functional.ldr import hankel_like_linear, toeplitz_like_linear
 from surm_kernels.functional.low_rank import low_rank_linear
 from surm_kernels.functional.siva import siva_linear
 from surm_kernels.functional.toeplitz import hankel_linear, symmetric_toeplitz_linear, toeplitz_linear
@@ -27,7 +27,6 @@ __all__ = [
     "block_circulant_linear",
     "cauchy_like_linear",
     "circulant_linear",
-    "from_displacement",
     "hankel_like_linear",
     "hankel_linear",
     "kronecker_linear",

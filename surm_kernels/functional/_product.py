@@ -8,53 +8,92 @@ from torch import Tensor
 
 from surm_kernels import _checks
 from surm_kernels.ops._differentiable import _transforms_active
+from surm_kernels.ops._primitive import Primitive
 
-# What reaches an operator in float32 where the answer has 16 bits.
-Wide = Literal["nothing", "parameters", "everything"]
+#: What reaches an operator in float32 where the answer has 16 bits. "repeated" parameters fill several places of an
+#: argument: they are widened, so that their gradient is rounded once, and everything is where theirs is the only
+#: gradient, since a pullback knows the type of x alone.
+Wide = Literal["nothing", "parameters", "repeated", "everything"]
 
 
 def product(
-    operator: Callable[..., Tensor],
+    make: Callable[..., Primitive],
     x: Tensor,
     parameters: dict[str, Tensor],
-    features: int,
-    outputs: int,
     base: Tensor | None,
     scale: float,
     wide: Wide = "nothing",
 ) -> Tensor:
-    """`base + scale * x @ W.T` by an operator on tokens in rows.
+    """`base + scale * x @ W.T` for the primitive W that `make` makes of the parameters.
 
     Args:
-        operator: `(rows, *parameters, base, scale)` -> (1, T, outputs), with rows (1, T, features), base like the
-            result or None, and all tensors of one type but for what `wide` names.
-        x: tokens, (..., features).
+        make: `(*parameters)` -> W, of parameters in one type.
+        x: tokens, (..., inputs).
         parameters: by their public names, checked already.
-        features: what W takes.
-        outputs: what W gives.
         base: added to the product, broadcastable to (..., outputs).
         scale: factor of the product.
         wide: what reaches the operator in float32 where the answer has 16 bits: everything where it would round more
             than once, the parameters alone where it takes tokens of 16 bits and rounds once.
     """
+    result, token_type, parameter_type = _types(x, parameters, base, scale, wide)
+    w = make(*[cast(parameter, parameter_type) for parameter in parameters.values()])
+    outputs, inputs = w.sizes
+    rows, start = _rows(x, parameters, base, outputs, inputs, token_type)
+    return cast(w.product(rows, start, float(scale)), result).view(*x.shape[:-1], outputs)
+
+
+def composed(
+    operator: Callable[..., Tensor],
+    x: Tensor,
+    parameters: dict[str, Tensor],
+    sizes: tuple[int, int],
+    base: Tensor | None,
+    scale: float,
+    wide: Wide = "everything",
+) -> Tensor:
+    """`product` for a W of several primitives, (outputs, inputs) = `sizes`, by an operator on tokens in rows.
+
+    `operator` takes `(rows, *parameters, base, scale)` to (1, T, outputs), with rows (1, T, inputs), base like the
+    result or None, and all tensors of one type but for what `wide` names.
+    """
+    result, token_type, parameter_type = _types(x, parameters, base, scale, wide)
+    outputs, inputs = sizes
+    rows, start = _rows(x, parameters, base, outputs, inputs, token_type)
+    arguments = [cast(parameter, parameter_type) for parameter in parameters.values()]
+    return cast(operator(rows, *arguments, start, float(scale)), result).view(*x.shape[:-1], outputs)
+
+
+def _types(
+    x: Tensor, parameters: dict[str, Tensor], base: Tensor | None, scale: float, wide: Wide
+) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+    """The types of the result, of tokens and of parameters, after checks of all that has not been checked."""
     _checks.require_floating("x", x)
     _checks.require_number("scale", scale)
     for name, parameter in parameters.items():
         _checks.require_same_device(x, name, parameter)
-    _checks.require_features(x, features, parameters)
-    leading = x.shape[:-1]
     if base is not None:
         _checks.require_floating("base", base)
         _checks.require_same_device(x, "base", base)
-        base = _checks.broadcast_base(base, (*leading, outputs)).reshape(1, -1, outputs)
-
     result = _checks.common_dtype(x, *parameters.values(), base)
-    parameter_type = result if wide == "nothing" else torch.promote_types(result, torch.float32)
-    token_type = parameter_type if wide == "everything" else result
-    rows = cast(x.reshape(1, -1, features), token_type)
-    arguments = [cast(parameter, parameter_type) for parameter in parameters.values()]
-    start = None if base is None else cast(base, token_type)
-    return cast(operator(rows, *arguments, start, float(scale)), result).view(*leading, outputs)
+    if wide == "nothing":
+        return result, result, result
+    inside = torch.promote_types(result, torch.float32)
+    if wide == "repeated":
+        alone = not x.requires_grad and any(parameter.requires_grad for parameter in parameters.values())
+        wide = "everything" if alone else "parameters"
+    return result, inside if wide == "everything" else result, inside
+
+
+def _rows(
+    x: Tensor, parameters: dict[str, Tensor], base: Tensor | None, outputs: int, inputs: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens (1, T, inputs) and base (1, T, outputs) in a type, checked."""
+    _checks.require_features(x, inputs, parameters)
+    rows = cast(x.reshape(1, -1, inputs), dtype)
+    if base is None:
+        return rows, None
+    start = _checks.broadcast_base(base, (*x.shape[:-1], outputs)).reshape(1, -1, outputs)
+    return rows, cast(start, dtype)
 
 
 def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:

@@ -6,11 +6,12 @@ right, but with its memory. Subnormal entries count as zero, since they can make
 In float32 keep |v| <= 1 in Vandermonde(-like) matrices: v^191 overflows near |v| = 1.6.
 """
 
+from functools import partial
+
 from torch import Tensor
 
-from surm_kernels import _checks
+from surm_kernels import _checks, _matrices
 from surm_kernels.functional._product import product
-from surm_kernels.ops import generated as _ops
 
 
 def vandermonde_linear(x: Tensor, v: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -33,11 +34,7 @@ def vandermonde_linear(x: Tensor, v: Tensor, *, base: Tensor | None = None, scal
     _checks.require_floating("x", x)
     _checks.require_tokens(x)
     _checks.require_vector("v", v, "(m,)")
-
-    def operator(rows: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        return _ops.vandermonde(rows, v, base, scale)
-
-    return product(operator, x, {"v": v}, x.shape[-1], v.shape[0], base, scale, wide="parameters")
+    return product(partial(_matrices.vandermonde, n=x.shape[-1]), x, {"v": v}, base, scale, wide="parameters")
 
 
 def vandermonde_like_linear(
@@ -62,11 +59,7 @@ def vandermonde_like_linear(
     Equivalent to `F.linear(x, scale * dense.vandermonde_like(v, G, H), bias=base)`.
     """
     _checks.require_generators(G, H, v)
-
-    def operator(rows: Tensor, v: Tensor, G: Tensor, H: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        return _ops.vandermonde_like(rows, v, G, H, base, scale)
-
-    return product(operator, x, {"v": v, "G": G, "H": H}, H.shape[1], v.shape[0], base, scale, wide="parameters")
+    return product(_matrices.vandermonde_like, x, {"v": v, "G": G, "H": H}, base, scale, wide="parameters")
 
 
 def cauchy_like_linear(
@@ -92,10 +85,5 @@ def cauchy_like_linear(
     Equivalent to `F.linear(x, scale * (G.T @ H) / (v[:, None] - u), bias=base)`.
     """
     _checks.require_generators(G, H, v, u)
-
-    def operator(rows: Tensor, v: Tensor, u: Tensor, G: Tensor, H: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        _ops.require_apart(v, u)
-        return _ops.cauchy_like(rows, v, u, G, H, base, scale)
-
     parameters = {"v": v, "u": u, "G": G, "H": H}
-    return product(operator, x, parameters, u.shape[0], v.shape[0], base, scale, wide="parameters")
+    return product(_matrices.cauchy_like, x, parameters, base, scale, wide="parameters")

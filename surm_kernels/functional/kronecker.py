@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
-from surm_kernels import _checks
+from surm_kernels import _checks, _matrices
 from surm_kernels.functional._product import product
-from surm_kernels.ops import kronecker as _ops
 
 
 def kronecker_linear(x: Tensor, A: Tensor, B: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -27,9 +26,4 @@ def kronecker_linear(x: Tensor, A: Tensor, B: Tensor, *, base: Tensor | None = N
     """
     _checks.require_matrix("A", A, "(p, q)")
     _checks.require_matrix("B", B, "(r, s)")
-
-    def operator(rows: Tensor, A: Tensor, B: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        return _ops.kronecker(rows, A.unsqueeze(0), B.unsqueeze(0), base, scale, False)
-
-    outputs, features = A.shape[0] * B.shape[0], A.shape[1] * B.shape[1]
-    return product(operator, x, {"A": A, "B": B}, features, outputs, base, scale)
+    return product(_matrices.kronecker, x, {"A": A, "B": B}, base, scale)

@@ -1,9 +1,8 @@
 """The product with a matrix of low rank, given by its two factors."""
 
-import torch
 from torch import Tensor
 
-from surm_kernels import _checks
+from surm_kernels import _checks, _matrices
 from surm_kernels.functional._product import product
 
 
@@ -23,11 +22,4 @@ def low_rank_linear(x: Tensor, A: Tensor, B: Tensor, *, base: Tensor | None = No
     Equivalent to `base + scale * F.linear(F.linear(x, A), B)`.
     """
     _checks.require_factors(A, B)
-    return product(_operator, x, {"A": A, "B": B}, A.shape[1], B.shape[0], base, scale)
-
-
-def _operator(rows: Tensor, A: Tensor, B: Tensor, base: Tensor | None, scale: float) -> Tensor:
-    middle = rows.squeeze(0) @ A.mT
-    if base is None:
-        return torch.addmm(middle.new_zeros(1), middle, B.mT, beta=0, alpha=scale).unsqueeze(0)
-    return torch.addmm(base.squeeze(0), middle, B.mT, alpha=scale).unsqueeze(0)
+    return product(_matrices.low_rank, x, {"A": A, "B": B}, base, scale)

@@ -2,10 +2,9 @@
 
 from torch import Tensor
 
-from surm_kernels import _checks
-from surm_kernels.functional._product import chosen, product
+from surm_kernels import _checks, _matrices
+from surm_kernels.functional._product import chosen, composed, product
 from surm_kernels.ops import bank as _bank
-from surm_kernels.ops import diagonal as _ops
 
 
 def siva_linear(
@@ -45,11 +44,7 @@ def siva_linear(
     if index is not None:
         return _siva_by_token(x, U, s, V, base, scale, index)
     _checks.require_bases(U, s, V)
-
-    def operator(rows: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        return _ops.diagonal(rows, U.unsqueeze(0), s.unsqueeze(0), V.unsqueeze(0), base, scale)
-
-    return product(operator, x, {"U": U, "s": s, "V": V}, V.shape[0], U.shape[0], base, scale)
+    return product(_matrices.siva, x, {"U": U, "s": s, "V": V}, base, scale)
 
 
 def _siva_by_token(
@@ -63,4 +58,5 @@ def _siva_by_token(
         start = None if base is None else base.squeeze(0)
         return _bank.diagonal_bank(rows.squeeze(0), U, s, V, tokens, start, scale).unsqueeze(0)
 
-    return product(operator, x, {"U": U, "s": s, "V": V}, V.shape[0], U.shape[0], base, scale)
+    sizes = U.shape[0], V.shape[0]
+    return composed(operator, x, {"U": U, "s": s, "V": V}, sizes, base, scale, wide="nothing")

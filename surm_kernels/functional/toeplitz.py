@@ -1,13 +1,13 @@
 """Products with Toeplitz, symmetric Toeplitz and Hankel matrices, and with grids of them."""
 
+from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from surm_kernels import _checks
-from surm_kernels.functional._product import Wide, product
-from surm_kernels.ops import toeplitz as _ops
+from surm_kernels import _checks, _matrices
+from surm_kernels.functional._product import product
+from surm_kernels.ops._primitive import Primitive
 
 
 def toeplitz_linear(x: Tensor, t: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -28,7 +28,7 @@ def toeplitz_linear(x: Tensor, t: Tensor, *, base: Tensor | None = None, scale: 
 
     Equivalent to `F.linear(x, scale * dense.toeplitz(t, n), bias=base)`.
     """
-    return _toeplitz(x, "t", t, base, scale, reflected=False)
+    return _diagonals_linear(_matrices.toeplitz, x, "t", t, base, scale)
 
 
 def symmetric_toeplitz_linear(x: Tensor, t: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -48,12 +48,7 @@ def symmetric_toeplitz_linear(x: Tensor, t: Tensor, *, base: Tensor | None = Non
     Equivalent to `F.linear(x, scale * dense.symmetric_toeplitz(t), bias=base)`.
     """
     _checks.require_vector("t", t, "(n,)")
-    size = t.shape[0]
-
-    def operator(rows: Tensor, t: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        return _operator(rows, both_sides(t), base, scale, columns=size, reflected=False)
-
-    return product(operator, x, {"t": t}, size, size, base, scale, wide=wide_for(x, t))
+    return product(_matrices.symmetric_toeplitz, x, {"t": t}, base, scale, wide="repeated")
 
 
 def hankel_linear(x: Tensor, h: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -74,38 +69,20 @@ def hankel_linear(x: Tensor, h: Tensor, *, base: Tensor | None = None, scale: fl
 
     Equivalent to `F.linear(x, scale * dense.hankel(h, n), bias=base)`.
     """
-    return _toeplitz(x, "h", h, base, scale, reflected=True)
+    return _diagonals_linear(_matrices.hankel, x, "h", h, base, scale)
 
 
-def wide_for(x: Tensor, t: Tensor) -> Wide:
-    """What is widened where values of t fill several diagonals, so that t's gradient is rounded once.
-
-    The operators sum into float32 for a float32 t, but for the pullback alone, which knows only the type of x.
-    """
-    alone = isinstance(x, Tensor) and not x.requires_grad and t.requires_grad
-    return "everything" if alone else "parameters"
-
-
-def both_sides(t: Tensor) -> Tensor:
-    """The 2 n - 1 diagonals of the symmetric Toeplitz matrix with first column t."""
-    return torch.cat([t.flip(0), t[1:]])
-
-
-def _toeplitz(x: Tensor, name: str, t: Tensor, base: Tensor | None, scale: float, reflected: bool) -> Tensor:
+def _diagonals_linear(
+    make: Callable[..., Primitive], x: Tensor, name: str, t: Tensor, base: Tensor | None, scale: float
+) -> Tensor:
+    """The product whose numbers of rows and columns follow from x and the number of diagonals."""
     _checks.require_floating("x", x)
     _checks.require_tokens(x)
     _checks.require_floating(name, t)
     _checks.require_dimensions(name, t, (1, 3), "(m + n - 1,) or (M, K, m + n - 1)")
-    block_rows, block_columns = (1, 1) if t.dim() == 1 else t.shape[:2]
+    columns = x.shape[-1]
     if t.dim() == 3:
         _checks.require_block_columns(x, name, t)
-    columns = x.shape[-1] // block_columns
+        columns //= t.shape[1]
     _checks.require_diagonals(name, t, columns)
-    outputs = block_rows * (t.shape[-1] - columns + 1)
-    operator = partial(_operator, columns=columns, reflected=reflected)
-    return product(operator, x, {name: t}, block_columns * columns, outputs, base, scale)
-
-
-def _operator(rows: Tensor, t: Tensor, base: Tensor | None, scale: float, *, columns: int, reflected: bool) -> Tensor:
-    blocks = t.view(1, 1, 1, -1) if t.dim() == 1 else t.unsqueeze(0)
-    return _ops.toeplitz(rows, blocks, base, columns, scale, False, reflected)
+    return product(partial(make, n=columns), x, {name: t}, base, scale)

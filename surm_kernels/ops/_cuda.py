@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from surm_kernels import _environment, _extension, gpu_rule
+from surm_kernels._namespace import CUDA_NAMESPACE
 from surm_kernels.gpu_rule import Crossovers, Machine, Problem
 
 Operator = Callable[..., Any]
@@ -37,7 +38,7 @@ def kernel(name: str, problem: Callable[..., Problem], reference: Operator) -> O
 
 def _function(name: str, backend: str) -> Operator:
     if backend == "cuda":
-        return getattr(torch.ops.surm_kernels_cuda, name).default
+        return getattr(getattr(torch.ops, CUDA_NAMESPACE), name).default
     return getattr(importlib.import_module(f"surm_kernels.triton.{gpu_rule.TRITON_OPERATORS[name]}"), name)
 
 
@@ -144,13 +145,12 @@ def shared_bytes(problem: Problem) -> int:
     name, _, rest = problem.operator.partition("_")
     if rest.startswith(("dense", "merge")) or problem.operator not in gpu_rule.CUDA_OPERATORS:
         return 0
-    blocks, gradient = (problem.out_blocks, problem.in_blocks), int(problem.is_gradient)
+    gradient, block = int(problem.is_gradient), (problem.rows, problem.columns)
     sizes = {
-        "krylov": (*blocks, problem.rows, gradient),
-        "toeplitz": (*blocks, problem.rows, problem.columns, gradient),
-        "ldr": (problem.rank, problem.rows, gradient),
+        "grid": (problem.kind, problem.out_blocks, problem.in_blocks, *block),
+        "ldr": (problem.rank, problem.rows),
     }[name]
-    return _extension.number(f"surm_kernels_cuda_{name}_shared_bytes", _STORAGE_TYPES[problem.dtype], *sizes)
+    return _extension.number(f"surm_kernels_cuda_{name}_shared_bytes", _STORAGE_TYPES[problem.dtype], *sizes, gradient)
 
 
 #: As csrc/shapes.h numbers them.

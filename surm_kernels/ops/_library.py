@@ -1,4 +1,7 @@
-"""The operator library: schemas where no compiled library brings them, the reference for devices without a kernel."""
+"""The operator library: every schema, the reference for devices without a kernel, and the choice on CUDA tensors.
+
+A schema stands here alone: the compiled library brings kernels for operators of the same name, not schemas.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -7,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surm_kernels import _environment, _extension
+from surm_kernels import _environment, gpu_rule
+from surm_kernels._namespace import CUDA_NAMESPACE, NAMESPACE
 from surm_kernels.gpu_rule import Problem
 from surm_kernels.ops import _cuda
 
-NAMESPACE = "surm_kernels"
-
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_cuda_library = torch.library.Library(CUDA_NAMESPACE, "FRAGMENT")
 
 
 def define(
@@ -21,20 +24,21 @@ def define(
     fake: Callable[..., Any],
     reference: Callable[..., Any],
     *,
-    compiled: bool = True,
     cuda: Callable[..., Problem] | None = None,
 ) -> Any:
-    """Completes the operator of a schema and returns it, ready to call.
+    """Defines the operator of a schema and returns it, ready to call.
 
-    The compiled library, where there is one, has defined the schema and its CPU kernel of a `compiled` operator. On
-    CUDA tensors the choice is made by what `cuda`, of the operator's signature, says of a call. The reference serves
-    every device without a kernel of its own; the fake tells tracing the shape of the result.
+    The compiled library, where there is one, has the CPU kernels. On CUDA tensors the choice is made by what `cuda`, of
+    the operator's signature, says of a call; an operator that CUDA C++ has a kernel for is known by the same schema in
+    its namespace. The reference serves every device without a kernel of its own; the fake tells tracing the shape of
+    the result.
     """
-    if not (compiled and _extension.available):
-        _library.define(schema)
+    _library.define(schema)
     name = schema.partition("(")[0]
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
     _library.impl(name, _as_kernel(reference), "CompositeExplicitAutograd")
+    if name in gpu_rule.CUDA_OPERATORS:
+        _cuda_library.define(schema)
     if cuda is not None and _environment.read("SURM_KERNELS_BACKEND") != "reference":
         _library.impl(name, _as_kernel(_cuda.kernel(name, cuda, reference)), "CUDA")
     return getattr(getattr(torch.ops, NAMESPACE), name).default

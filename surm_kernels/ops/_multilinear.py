@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from surm_kernels.ops._differentiable import differentiable, fold, leading, unfold
+from surm_kernels.ops._primitive import Form, Primitive
 
 
-class Form:
-    """A multilinear form, known by its partial derivatives.
+class Multilinear:
+    """A multilinear map, known by its partial derivatives.
 
     Args:
         name: of its autograd.Functions.
@@ -26,12 +27,9 @@ class Form:
             gets the size of that argument's last dimension, or None where it knows. Products have a base to add: those
             are positions 0 and 1 of a form with parameters.
         fused: for some positions a function `(*arguments, *constants)` that gives other partials in one pass.
-        merge: `(weight, out, *arguments but g and x, *constants)` writes weight + scale W to out, outside of autograd.
-        keep: `(*arguments but g and x, *constants)` -> the product `(x, base, scale)` -> `base + scale x W^T`, outside
-            of autograd, with what it needs of the arguments computed once.
         places: for positions of `fused`, which partials the function gives where it does not give all others.
 
-    `partial(position, base, *arguments, *constants)` and `gradients(position, *arguments, *constants)` call them,
+    `partial(position, base, *arguments, *constants)` and `gradients_at(position, *arguments, *constants)` call them,
     through the autograd.Functions `Partial` and `Gradients` where somebody asks for a derivative.
     """
 
@@ -40,13 +38,10 @@ class Form:
         name: str,
         partials: Sequence[Callable[..., Tensor]],
         fused: Mapping[int, Callable[..., tuple[Tensor, ...]]] | None = None,
-        merge: Callable[..., None] | None = None,
-        keep: Callable[..., Callable[[Tensor, Tensor | None, float], Tensor]] | None = None,
         places: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
         self.partials = partials
         self.fused = fused or {}
-        self.merge, self.keep = merge, keep
         self.arity = len(partials)
         self.places = {at: tuple(place for place in range(self.arity) if place != at) for at in self.fused}
         self.places.update(places or {})
@@ -55,7 +50,7 @@ class Form:
         eager = type(name, (_EagerPartial,), {}), type(f"{name}Gradients", (_EagerGradients,), {})
         # functools.partial, since a method of its own would cost more than a small kernel
         self.partial = functools.partial(differentiable(_Partial.forward, self.Partial, eager[0]), self)
-        self.gradients = functools.partial(differentiable(_Gradients.forward, self.Gradients, eager[1]), self)
+        self.gradients_at = functools.partial(differentiable(_Gradients.forward, self.Gradients, eager[1]), self)
 
     def is_product(self, position: int) -> bool:
         return position < 2 < self.arity
@@ -81,11 +76,36 @@ class Form:
         return base
 
 
+class MultilinearForm(Multilinear, Form):
+    """The form of a primitive W: scale <g, x W(arguments)^T>, whose constants begin with the scale."""
+
+    def product(self, w: Primitive, x: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        return self.partial(0, base, None, x, *w.arguments, scale, *w.constants)
+
+    def gradients(
+        self, w: Primitive, g: Tensor, x: Tensor, scale: float, input_gradient: bool
+    ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+        values = [argument.detach() for argument in w.arguments]
+        trained = self.places[0][1:]
+        # Two pullbacks cost more than all gradients at once, and a pullback knows only the type of x.
+        if input_gradient or len(trained) > 1 or values[trained[0] - 2].dtype != x.dtype:
+            x_gradient, *found = self.gradients_at(0, g, x, *values, scale, *w.constants)
+        else:
+            x_gradient, (place,) = None, trained
+            arguments: list[Any] = [g, x, *values]
+            arguments[place] = values[place - 2].shape[-1]
+            found = [self.partial(place, None, *arguments, scale, *w.constants)]
+        inner: list[Tensor | None] = [None] * len(values)
+        for place, gradient in zip(trained, found, strict=True):
+            inner[place - 2] = gradient
+        return x_gradient if input_gradient else None, inner
+
+
 class _Partial(torch.autograd.Function):
     """`(form, position, base, *arguments, *constants)` -> `form.partial(position, base, *arguments, *constants)`."""
 
     @staticmethod
-    def forward(form: Form, position: int, base: Tensor | None, *rest: Any) -> Tensor:
+    def forward(form: Multilinear, position: int, base: Tensor | None, *rest: Any) -> Tensor:
         return form.partials[position](base, *rest)
 
     @staticmethod
@@ -107,7 +127,7 @@ class _Partial(torch.autograd.Function):
         wanted = tuple(place for place in range(form.arity) if needed[place])
         if form.places.get(position) == wanted:
             arguments[position] = cotangent
-            gradients = _placed(form, position, form.gradients(position, *arguments, *constants))
+            gradients = _placed(form, position, form.gradients_at(position, *arguments, *constants))
         else:
             cotangents: list[Any] = [None] * form.arity
             cotangents[position] = cotangent
@@ -118,7 +138,7 @@ class _Partial(torch.autograd.Function):
         return None, None, cotangent if base_needed else None, *gradients, *[None] * len(constants)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, form: Form, position: int, *rest: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: Any, form: Multilinear, position: int, *rest: Any) -> tuple[Tensor, int]:
         tensors, constants = list(rest[: form.arity + 1]), rest[form.arity + 1 :]
         size, tensors[position + 1] = tensors[position + 1], None
         dims = in_dims[2 : form.arity + 3]
@@ -138,10 +158,10 @@ class _EagerPartial(_Partial):
 
 
 class _Gradients(torch.autograd.Function):
-    """`(form, position, *arguments, *constants)` -> `form.gradients(position, *arguments, *constants)`."""
+    """`(form, position, *arguments, *constants)` -> `form.gradients_at(position, *arguments, *constants)`."""
 
     @staticmethod
-    def forward(form: Form, position: int, *rest: Any) -> tuple[Tensor, ...]:
+    def forward(form: Multilinear, position: int, *rest: Any) -> tuple[Tensor, ...]:
         return form.fused[position](*rest)
 
     @staticmethod
@@ -163,9 +183,9 @@ class _Gradients(torch.autograd.Function):
         return None, None, *gradients, *[None] * len(constants)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, form: Form, position: int, *rest: Any) -> Any:
+    def vmap(info: Any, in_dims: Any, form: Multilinear, position: int, *rest: Any) -> Any:
         arguments = fold(info, in_dims[2:], *rest[: form.arity])
-        gradients = form.gradients(position, *arguments, *rest[form.arity :])
+        gradients = form.gradients_at(position, *arguments, *rest[form.arity :])
         return tuple(unfold(info, gradient) for gradient in gradients), (0,) * len(gradients)
 
 
@@ -180,7 +200,7 @@ class _EagerGradients(_Gradients):
         return tuple(results)
 
 
-def _placed(form: Form, position: int, partials: Sequence[Tensor]) -> list[Any]:
+def _placed(form: Multilinear, position: int, partials: Sequence[Tensor]) -> list[Any]:
     """The partials of the fused function in a position, each in its place, None in the others."""
     placed: list[Any] = [None] * form.arity
     for place, partial in zip(form.places[position], partials, strict=True):
@@ -189,7 +209,7 @@ def _placed(form: Form, position: int, partials: Sequence[Tensor]) -> list[Any]:
 
 
 def _arguments(ctx: Any) -> list[Any]:
-    """What `Form.derivative` takes for the arguments of a partial."""
+    """What `Multilinear.derivative` takes for the arguments of a partial."""
     if ctx.form.arity == 2:
         return list(ctx.sizes)
     arguments = list(ctx.saved_tensors)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import gpu_rule
+from surm_kernels.block_kinds import KINDS
 from surm_kernels.gpu_rule import Problem
 
 
@@ -21,100 +22,71 @@ def _few(rows: Tensor) -> bool:
     return rows.shape[0] * rows.shape[1] < gpu_rule.FEW_TOKENS
 
 
-def krylov(x: Tensor, v: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool) -> Problem:
-    _, outputs, inputs, block = v.shape
-    if transposed:
-        outputs, inputs = inputs, outputs
-    return Problem("krylov", x.dtype, outputs, inputs, block, block, few_tokens=_few(x))
-
-
-def krylov_pullback(g: Tensor, x: Tensor, block: int, sign: int, scale: float) -> Problem:
-    outputs, inputs = g.shape[2] // block, x.shape[2] // block
-    return Problem("krylov_pullback", x.dtype, outputs, inputs, block, block, few_tokens=_few(x))
-
-
-def krylov_backward(g: Tensor, x: Tensor, v: Tensor, sign: int, scale: float, transposed: bool) -> Problem:
-    _, outputs, inputs, block = v.shape
-    return Problem("krylov_backward", x.dtype, outputs, inputs, block, block, few_tokens=_few(x))
-
-
-def krylov_dense(v: Tensor, sign: int) -> Problem:
-    return Problem("krylov_dense", v.dtype, v.shape[1], v.shape[2], v.shape[3], v.shape[3])
-
-
-def krylov_dense_adjoint(w: Tensor, block: int, sign: int) -> Problem:
-    return Problem("krylov_dense_adjoint", w.dtype, w.shape[1] // block, w.shape[2] // block, block, block)
-
-
-def krylov_spectrum(v: Tensor, sign: int, transposed: bool) -> Problem:
-    _, outputs, inputs, block = v.shape
-    if transposed:
-        outputs, inputs = inputs, outputs
-    return Problem("krylov_spectrum", _wide(v.dtype), outputs, inputs, block, block)
-
-
-def krylov_by_spectrum(
-    x: Tensor, spectrum: Tensor, base: Tensor | None, outputs: int, inputs: int, block: int, sign: int, scale: float
+def grid(
+    x: Tensor, values: Tensor, base: Tensor | None, kind: int, columns: int, scale: float, transposed: bool
 ) -> Problem:
-    return Problem("krylov_by_spectrum", _wide(x.dtype), outputs, inputs, block, block)
+    dtype = torch.promote_types(x.dtype, values.dtype)
+    return _grid("grid", dtype, values.shape[1:], kind, columns, transposed, _few(x))
 
 
-def krylov_merge(weight: Tensor, v: Tensor, sign: int, scale: float, out: Tensor) -> Problem:
-    return Problem("krylov_merge", v.dtype, v.shape[0], v.shape[1], v.shape[2], v.shape[2])
-
-
-def toeplitz(
-    x: Tensor, t: Tensor, base: Tensor | None, columns: int, scale: float, transposed: bool, reflected: bool
-) -> Problem:
-    (_, outputs, inputs, _), rows = t.shape, t.shape[3] - columns + 1
-    if transposed:
-        outputs, inputs, rows, columns = inputs, outputs, columns, rows
-    return Problem(
-        "toeplitz", torch.promote_types(x.dtype, t.dtype), outputs, inputs, rows, columns, few_tokens=_few(x)
-    )
-
-
-def toeplitz_pullback(g: Tensor, x: Tensor, rows: int, columns: int, scale: float, reflected: bool) -> Problem:
+def grid_pullback(g: Tensor, x: Tensor, kind: int, rows: int, columns: int, scale: float) -> Problem:
     outputs, inputs = g.shape[2] // rows, x.shape[2] // columns
-    return Problem("toeplitz_pullback", x.dtype, outputs, inputs, rows, columns, few_tokens=_few(x))
+    return Problem("grid_pullback", x.dtype, outputs, inputs, rows, columns, few_tokens=_few(x), kind=kind)
 
 
-def toeplitz_backward(g: Tensor, x: Tensor, t: Tensor, columns: int, scale: float, reflected: bool) -> Problem:
-    (_, outputs, inputs, length), dtype = t.shape, torch.promote_types(x.dtype, t.dtype)
-    return Problem("toeplitz_backward", dtype, outputs, inputs, length - columns + 1, columns, few_tokens=_few(x))
+def grid_backward(
+    g: Tensor, x: Tensor, values: Tensor, kind: int, columns: int, scale: float, transposed: bool
+) -> Problem:
+    dtype = torch.promote_types(x.dtype, values.dtype)
+    return _grid("grid_backward", dtype, values.shape[1:], kind, columns, False, _few(x))
 
 
-def toeplitz_dense(t: Tensor, columns: int, reflected: bool) -> Problem:
-    return Problem("toeplitz_dense", t.dtype, t.shape[1], t.shape[2], t.shape[3] - columns + 1, columns)
+def grid_dense(values: Tensor, kind: int, columns: int) -> Problem:
+    return _grid("grid_dense", values.dtype, values.shape[1:], kind, columns)
 
 
-def toeplitz_dense_adjoint(w: Tensor, rows: int, columns: int, reflected: bool) -> Problem:
-    return Problem("toeplitz_dense_adjoint", w.dtype, w.shape[1] // rows, w.shape[2] // columns, rows, columns)
+def grid_dense_adjoint(w: Tensor, kind: int, rows: int, columns: int) -> Problem:
+    outputs, inputs = w.shape[1] // rows, w.shape[2] // columns
+    return Problem("grid_dense_adjoint", w.dtype, outputs, inputs, rows, columns, kind=kind)
 
 
-def toeplitz_spectrum(t: Tensor, columns: int, transposed: bool, reflected: bool) -> Problem:
-    (_, outputs, inputs, _), rows = t.shape, t.shape[3] - columns + 1
-    if transposed:
-        outputs, inputs, rows, columns = inputs, outputs, columns, rows
-    return Problem("toeplitz_spectrum", _wide(t.dtype), outputs, inputs, rows, columns)
+def grid_spectrum(values: Tensor, kind: int, columns: int, transposed: bool) -> Problem:
+    return _grid("grid_spectrum", _wide(values.dtype), values.shape[1:], kind, columns, transposed)
 
 
-def toeplitz_by_spectrum(
+def grid_by_spectrum(
     x: Tensor,
     spectrum: Tensor,
     base: Tensor | None,
+    kind: int,
     outputs: int,
     inputs: int,
     rows: int,
     columns: int,
     scale: float,
-    reflected: bool,
 ) -> Problem:
-    return Problem("toeplitz_by_spectrum", _wide(x.dtype), outputs, inputs, rows, columns)
+    return Problem("grid_by_spectrum", _wide(x.dtype), outputs, inputs, rows, columns, kind=kind)
 
 
-def toeplitz_merge(weight: Tensor, t: Tensor, columns: int, reflected: bool, scale: float, out: Tensor) -> Problem:
-    return Problem("toeplitz_merge", t.dtype, t.shape[0], t.shape[1], t.shape[2] - columns + 1, columns)
+def grid_merge(weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, out: Tensor) -> Problem:
+    return _grid("grid_merge", values.dtype, values.shape, kind, columns)
+
+
+def _grid(
+    operator: str,
+    dtype: torch.dtype,
+    blocks: Sequence[int],
+    kind: int,
+    columns: int,
+    transposed: bool = False,
+    few_tokens: bool = False,
+) -> Problem:
+    """Of a grid whose values are (M, K, size)."""
+    outputs, inputs, size = blocks
+    rows = KINDS[kind].rows(size, columns)
+    if transposed:
+        outputs, inputs, rows, columns = inputs, outputs, columns, rows
+    return Problem(operator, dtype, outputs, inputs, rows, columns, few_tokens=few_tokens, kind=kind)
 
 
 def ldr(
@@ -178,7 +150,7 @@ def diagonal_backward(g: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor, sca
 
 
 def circulant_bank(
-    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool
+    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, kind: int, scale: float, transposed: bool
 ) -> Problem:
     return Problem("circulant_bank", x.dtype, rows=c.shape[1], columns=c.shape[1])
 

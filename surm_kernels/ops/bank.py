@@ -12,12 +12,12 @@ from torch.autograd import forward_ad
 from surm_kernels.ops import _problems
 from surm_kernels.ops._differentiable import _requires_grad, _transforms_active
 from surm_kernels.ops._library import define, without_autocast
-from surm_kernels.ops.krylov import krylov
+from surm_kernels.ops.grid import grid
 from surm_kernels.reference.ops import bank as reference
 from surm_kernels.reference.ops._rows import wide
 
 CIRCULANT = (
-    "circulant_bank(Tensor x, Tensor c, Tensor index, Tensor? base, int sign, float scale, bool transposed) -> Tensor"
+    "circulant_bank(Tensor x, Tensor c, Tensor index, Tensor? base, int kind, float scale, bool transposed) -> Tensor"
 )
 DIAGONAL = "diagonal_bank(Tensor x, Tensor u, Tensor s, Tensor v, Tensor index, Tensor? base, float scale) -> Tensor"
 
@@ -28,7 +28,7 @@ MOST_ENTRIES = 1 << 28
 
 
 def _circulant_bank_fake(
-    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool
+    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, kind: int, scale: float, transposed: bool
 ) -> Tensor:
     torch._check(x.shape[1] == c.shape[1])
     return x.new_empty(x.shape)
@@ -41,24 +41,20 @@ def _diagonal_bank_fake(
     return x.new_empty(x.shape[0], u.shape[0])
 
 
-_circulant_bank = define(
-    CIRCULANT, _circulant_bank_fake, reference.circulant_bank, compiled=False, cuda=_problems.circulant_bank
-)
-_diagonal_bank = define(
-    DIAGONAL, _diagonal_bank_fake, reference.diagonal_bank, compiled=False, cuda=_problems.diagonal_bank
-)
+_circulant_bank = define(CIRCULANT, _circulant_bank_fake, reference.circulant_bank, cuda=_problems.circulant_bank)
+_diagonal_bank = define(DIAGONAL, _diagonal_bank_fake, reference.diagonal_bank, cuda=_problems.diagonal_bank)
 
 
 def circulant_bank(
-    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool
+    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, kind: int, scale: float, transposed: bool
 ) -> Tensor:
-    """`base[t] + scale * W(c[index[t]]) x[t]` for f-circulant W, f = sign; c is (adapters, n), base (T, n) or None."""
+    """`base[t] + scale * W(c[index[t]]) x[t]`, W (skew-)circulant; c is (adapters, n), base (T, n) or None."""
     if _has_kernel(x, c, base) and x.shape[0] * x.shape[1] ** 2 <= MOST_ENTRIES:
-        return _circulant_bank(x, c, index, base, sign, scale, transposed)
+        return _circulant_bank(x, c, index, base, kind, scale, transposed)
     with without_autocast(x):
         own = reference.gathered(wide(c), index)[:, None, None]
         start = None if base is None else wide(base).unsqueeze(1)
-        return krylov(wide(x).unsqueeze(1), own, start, sign, scale, transposed).squeeze(1).to(x.dtype)
+        return grid(wide(x).unsqueeze(1), own, start, kind, c.shape[1], scale, transposed).squeeze(1).to(x.dtype)
 
 
 def diagonal_bank(

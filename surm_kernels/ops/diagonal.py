@@ -9,8 +9,10 @@ from torch import Tensor
 
 from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define, without_autocast
-from surm_kernels.ops._multilinear import Form
+from surm_kernels.ops._multilinear import MultilinearForm
+from surm_kernels.ops._primitive import Primitive, Work
 from surm_kernels.reference.ops import diagonal as reference
+from surm_kernels.reference.ops._rows import wide
 
 
 def _diagonal_fake(x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
@@ -46,8 +48,34 @@ def _factor_gradient(g: Tensor, x: Tensor, s: Tensor, v: Tensor, scale: float) -
         return reference.factor_gradient(g, x, s, v, scale)
 
 
+class _Form(MultilinearForm):
+    """Arguments u (1, m, k), s (1, k) and v (1, n, k), of which s alone is trained."""
+
+    def sizes(self, w: Primitive) -> tuple[int, int]:
+        u, _, v = w.arguments
+        return u.shape[1], v.shape[1]
+
+    def dense(self, w: Primitive) -> Tensor:
+        u, s, v = (wide(argument.squeeze(0)) for argument in w.arguments)
+        with without_autocast(u):
+            return ((u * s) @ v.mT).to(w.arguments[0].dtype)
+
+    def merge(self, w: Primitive, weight: Tensor, scale: float, out: Tensor) -> bool:
+        """In one matrix product where all types agree."""
+        u, s, v = (argument.squeeze(0) for argument in w.arguments)
+        if out is weight or {t.dtype for t in (weight, u, s, v, out)} not in ({torch.float32}, {torch.float64}):
+            return False
+        torch.addmm(weight, u * s, v.mT, alpha=scale, out=out)
+        return True
+
+    def work(self, w: Primitive) -> Work:
+        m, n = w.sizes
+        terms = w.arguments[1].shape[1]
+        return Work(terms * (m + n), terms * m * n)
+
+
 # scale <g, x (u diag(s) v^T)^T>
-form = Form(
+form = _Form(
     "Diagonal",
     (
         lambda base, _, x, u, s, v, scale: _diagonal(x, u, s, v, base, scale),
@@ -73,4 +101,4 @@ def diagonal_pullback(g: Tensor, x: Tensor, u: Tensor, v: Tensor, scale: float) 
 
 def diagonal_backward(g: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
     """The gradients of `scale * <g, x @ W.T>` with respect to x and s."""
-    return form.gradients(0, g, x, u, s, v, scale)
+    return form.gradients_at(0, g, x, u, s, v, scale)

@@ -24,24 +24,10 @@ from surm_kernels import _checks
 from surm_kernels.ops import _panels, _problems
 from surm_kernels.ops._differentiable import _distinct, _requires_grad, _transforms_active
 from surm_kernels.ops._library import define, without_autocast
+from surm_kernels.ops._primitive import Form, Primitive
 
 # Private to torch: gradients may come in batches without any transformation being active.
 _is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda t: True)
-
-
-def vandermonde(x: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
-    """`base + scale * x @ W.T`, (G, T, m)."""
-    return _differentiable_product(x, base, "vandermonde", scale, v)
-
-
-def vandermonde_like(x: Tensor, v: Tensor, G: Tensor, H: Tensor, base: Tensor | None, scale: float) -> Tensor:
-    """`base + scale * x @ W.T`, (G, T, m)."""
-    return _differentiable_product(x, base, "vandermonde_like", scale, v, G, H)
-
-
-def cauchy_like(x: Tensor, v: Tensor, u: Tensor, G: Tensor, H: Tensor, base: Tensor | None, scale: float) -> Tensor:
-    """`base + scale * x @ W.T`, (G, T, m)."""
-    return _differentiable_product(x, base, "cauchy_like", scale, v, u, G, H)
 
 
 def require_apart(v: Tensor, u: Tensor) -> None:
@@ -96,9 +82,9 @@ BACKWARD = (
     "bool need_x, bool need_parameters) -> Tensor[]"
 )
 
-_generated = define(GENERATED, _generated_fake, _panels.generated, compiled=False, cuda=_problems.generated)
+_generated = define(GENERATED, _generated_fake, _panels.generated, cuda=_problems.generated)
 _generated_backward = define(
-    BACKWARD, _generated_backward_fake, _panels.generated_backward, compiled=False, cuda=_problems.generated_backward
+    BACKWARD, _generated_backward_fake, _panels.generated_backward, cuda=_problems.generated_backward
 )
 
 
@@ -154,3 +140,28 @@ def _differentiable_product(x: Tensor, base: Tensor | None, kind: str, scale: fl
     if compiling:
         return Generated.apply(*_distinct((x, base, kind, scale, *parameters)))
     return _apply(x, base, kind, scale, *parameters)
+
+
+class _Form(Form):
+    """Arguments as the kind has them, in float32 or float64; constants kind and n, the number of columns."""
+
+    def sizes(self, w: Primitive) -> tuple[int, int]:
+        _, columns = w.constants
+        return w.arguments[0].shape[0], columns
+
+    def product(self, w: Primitive, x: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        return _differentiable_product(x, base, w.constants[0], scale, *w.arguments)
+
+    def dense(self, w: Primitive) -> Tensor:
+        with without_autocast(w.arguments[0]):
+            return matrix(*w.constants, *w.arguments)
+
+    def gradients(
+        self, w: Primitive, g: Tensor, x: Tensor, scale: float, input_gradient: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        arguments = [argument.detach() for argument in w.arguments]
+        gradients = _generated_backward(g, x, arguments, w.constants[0], scale, input_gradient, True)
+        return gradients[0] if input_gradient else None, gradients[-len(arguments) :]
+
+
+form = _Form()

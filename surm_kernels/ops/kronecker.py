@@ -9,8 +9,10 @@ from torch import Tensor
 
 from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define
-from surm_kernels.ops._multilinear import Form
+from surm_kernels.ops._multilinear import MultilinearForm
+from surm_kernels.ops._primitive import Primitive, Work
 from surm_kernels.reference.ops import kronecker as reference
+from surm_kernels.reference.ops._rows import wide
 
 
 def _kronecker_fake(x: Tensor, a: Tensor, b: Tensor, base: Tensor | None, scale: float, transposed: bool) -> Tensor:
@@ -55,8 +57,34 @@ _kronecker_backward = define(
     BACKWARD, _kronecker_backward_fake, reference.kronecker_backward, cuda=_problems.kronecker_backward
 )
 
+
+class _Form(MultilinearForm):
+    """Arguments a (1, p, q) and b (1, r, s)."""
+
+    def sizes(self, w: Primitive) -> tuple[int, int]:
+        (_, p, q), (_, r, s) = (argument.shape for argument in w.arguments)
+        return p * r, q * s
+
+    def dense(self, w: Primitive) -> Tensor:
+        a, b = (wide(argument.squeeze(0)) for argument in w.arguments)
+        return (a[:, None, :, None] * b[:, None, :]).flatten(2).flatten(0, 1).to(w.arguments[0].dtype)
+
+    def merge(self, w: Primitive, weight: Tensor, scale: float, out: Tensor) -> bool:
+        if not (weight.is_contiguous() and out.is_contiguous()):
+            return False
+        (a, b) = (wide(argument) for argument in w.arguments)
+        (_, p, q), (_, r, s) = a.shape, b.shape
+        blocks = out.view(p, r, q, s)
+        torch.addcmul(weight.view(p, r, q, s), a.view(p, 1, q, 1), b.view(1, r, 1, s), value=scale, out=blocks)
+        return True
+
+    def work(self, w: Primitive) -> Work:
+        (_, p, q), (_, r, s) = (argument.shape for argument in w.arguments)
+        return Work(min(q * s * r + r * q * p, q * s * p + p * s * r), p * r * q * s)
+
+
 # scale <g, x (a ⊗ b)^T>
-form = Form(
+form = _Form(
     "Kronecker",
     (
         lambda base, _, x, a, b, scale: _kronecker(x, a, b, base, scale, False),
@@ -87,4 +115,4 @@ def kronecker_pullback_right(g: Tensor, x: Tensor, a: Tensor, scale: float) -> T
 
 def kronecker_backward(g: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, ...]:
     """The gradients of `scale * <g, x @ torch.kron(a, b).T>` with respect to x, a and b."""
-    return form.gradients(0, g, x, a, b, scale)
+    return form.gradients_at(0, g, x, a, b, scale)

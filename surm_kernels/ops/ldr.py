@@ -10,7 +10,8 @@ from torch import Tensor
 
 from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define
-from surm_kernels.ops._multilinear import Form
+from surm_kernels.ops._multilinear import MultilinearForm
+from surm_kernels.ops._primitive import Primitive, Work, transform_work
 from surm_kernels.reference.ops import ldr as reference
 
 
@@ -63,18 +64,48 @@ _ldr_pullback_right = define(
 )
 _ldr_backward = define(BACKWARD, _ldr_backward_fake, reference.ldr_backward, cuda=_problems.ldr_backward)
 
+
+class _Form(MultilinearForm):
+    """Arguments left and right (1, r, n); constants outputs and inputs, at most n, and reflected."""
+
+    def sizes(self, w: Primitive) -> tuple[int, int]:
+        outputs, inputs, _ = w.constants
+        return outputs, inputs
+
+    def dense(self, w: Primitive) -> Tensor:
+        """As the transposed product with the rows of the identity."""
+        (left, right), (outputs, inputs, reflected) = w.arguments, w.constants
+        identity = torch.eye(outputs, dtype=left.dtype, device=left.device).unsqueeze(0)
+        return ldr(identity, left, right, None, inputs, 1.0, True, reflected).squeeze(0)
+
+    def work(self, w: Primitive) -> Work:
+        _, rank, size = w.arguments[0].shape
+        a_token = (2 * rank + 2) * transform_work(size)
+        return Work(a_token, size * a_token)
+
+
 # scale <g, x W(left, right)^T>
-form = Form(
+form = _Form(
     "Ldr",
     (
-        lambda base, width, x, left, right, scale, reflected: _ldr(
-            x, left, right, base, width, scale, False, reflected
+        lambda base, _, x, left, right, scale, outputs, _inputs, reflected: _ldr(
+            x, left, right, base, outputs, scale, False, reflected
         ),
-        lambda base, g, width, left, right, scale, reflected: _ldr(g, left, right, base, width, scale, True, reflected),
-        lambda _base, g, x, _, right, scale, reflected: _ldr_pullback_left(g, x, right, scale, reflected),
-        lambda _base, g, x, left, _, scale, reflected: _ldr_pullback_right(g, x, left, scale, reflected),
+        lambda base, g, _, left, right, scale, _outputs, inputs, reflected: _ldr(
+            g, left, right, base, inputs, scale, True, reflected
+        ),
+        lambda _base, g, x, _, right, scale, _outputs, _inputs, reflected: _ldr_pullback_left(
+            g, x, right, scale, reflected
+        ),
+        lambda _base, g, x, left, _, scale, _outputs, _inputs, reflected: _ldr_pullback_right(
+            g, x, left, scale, reflected
+        ),
     ),
-    {0: lambda g, x, left, right, scale, reflected: _ldr_backward(g, x, left, right, scale, reflected)},
+    {
+        0: lambda g, x, left, right, scale, _outputs, _inputs, reflected: _ldr_backward(
+            g, x, left, right, scale, reflected
+        )
+    },
 )
 
 
@@ -90,22 +121,22 @@ def ldr(
 ) -> Tensor:
     """`base + scale * x @ W.T`, `x @ W` when transposed, for the first x.shape[-1] inputs and `width` outputs of W."""
     if transposed:
-        return form.partial(1, base, x, width, left, right, scale, reflected)
-    return form.partial(0, base, width, x, left, right, scale, reflected)
+        return form.partial(1, base, x, None, left, right, scale, x.shape[-1], width, reflected)
+    return form.partial(0, base, None, x, left, right, scale, width, x.shape[-1], reflected)
 
 
 def ldr_pullback_left(g: Tensor, x: Tensor, right: Tensor, scale: float, reflected: bool) -> Tensor:
     """The gradient of `scale * <g, x @ W.T>` with respect to left."""
-    return form.partial(2, None, g, x, None, right, scale, reflected)
+    return form.partial(2, None, g, x, None, right, scale, g.shape[-1], x.shape[-1], reflected)
 
 
 def ldr_pullback_right(g: Tensor, x: Tensor, left: Tensor, scale: float, reflected: bool) -> Tensor:
     """The gradient of `scale * <g, x @ W.T>` with respect to right."""
-    return form.partial(3, None, g, x, left, None, scale, reflected)
+    return form.partial(3, None, g, x, left, None, scale, g.shape[-1], x.shape[-1], reflected)
 
 
 def ldr_backward(
     g: Tensor, x: Tensor, left: Tensor, right: Tensor, scale: float, reflected: bool
 ) -> tuple[Tensor, ...]:
     """The gradients of `scale * <g, x @ W.T>` with respect to x, left and right."""
-    return form.gradients(0, g, x, left, right, scale, reflected)
+    return form.gradients_at(0, g, x, left, right, scale, g.shape[-1], x.shape[-1], reflected)

@@ -1,13 +1,16 @@
 """What a structure is: a linear map W(parameters) from in_features to out_features with few parameters.
 
 A structure holds sizes and formulas, never parameters: layers, adapters and optimisers own the parameters and pass them
-in, in the order of `parameter_shapes`. So one structure serves a layer, a frozen base with an update, or a test. Two
-structures of the same class and arguments are equal.
+in, in the order of `parameter_shapes`. So one structure serves a layer, a frozen base with an update, or a test. Every
+argument of a structure's constructor is its attribute; two structures of the same class and arguments are equal.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,18 +131,40 @@ class Structure(ABC):
         """The parameters of the matrix nearest to `weight` in Frobenius norm."""
         raise NotImplementedError(f"the nearest {type(self).__name__} to a matrix has no known formula")
 
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """What makes this structure: the arguments of its constructor, with what a default of None came to be."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
     def extra_repr(self) -> str:
         """The arguments that make this structure, as its repr and a layer's repr show them."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items() if value is not None)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and repr(other) == repr(self)
+        return self is other or (type(other) is type(self) and other._key == self._key)
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return self._hash
+
+    @cached_property
+    def _key(self) -> tuple[Any, ...]:
+        return tuple(self.arguments.values())
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((type(self), self._key))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is found again: the hash of a string differs from process to process."""
+        found_again = ("arguments", "_key", "_hash")
+        return {name: value for name, value in self.__dict__.items() if name not in found_again}
+
+    def _named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.parameter_shapes(), parameters, strict=True))
 
     def _check_weight(self, weight: Tensor) -> None:
         _checks.require_floating("weight", weight)
@@ -206,7 +231,7 @@ def tied_means(dense: Callable[[Tensor], Tensor], size: Sequence[int], weight: T
     A value becomes the mean over the entries it fills, 0 where there is none: the adjoint of `dense`, applied to the
     weight for the sums and to ones for their lengths.
     """
-    inside = weight.to(torch.promote_types(weight.dtype, torch.float32))  # so that 16-bit means are rounded once
+    inside = widened(weight)  # so that 16-bit means are rounded once
     with torch.inference_mode(False), torch.enable_grad():
         parameter = inside.new_zeros(size, requires_grad=True)
         matrix = dense(parameter)
@@ -214,15 +239,3 @@ def tied_means(dense: Callable[[Tensor], Tensor], size: Sequence[int], weight: T
         torch.autograd.grad(matrix, parameter, w, retain_graph=True)[0] for w in (inside, torch.ones_like(inside))
     )
     return (sums / entries.clamp(min=1)).to(weight.dtype)
-
-
-def check_tokens(x: Tensor, in_features: int) -> None:
-    """Refuses all but a floating tensor of shape (..., in_features)."""
-    _checks.require_floating("x", x)
-    if x.dim() == 0 or x.shape[-1] != in_features:
-        raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
-
-
-def transform_work(length: int) -> float:
-    """Multiplications and additions, nominally, of a transform of real values there and back."""
-    return length * math.log2(2 * length)

@@ -3,11 +3,14 @@
 import torch
 from torch import Tensor
 
-from surm_kernels import _checks, dense, functional
-from surm_kernels.structures.base import Structure, initialise_factors
+from surm_kernels import _checks, _matrices
+from surm_kernels.functional._product import Wide
+from surm_kernels.ops._primitive import Primitive
+from surm_kernels.structures.base import initialise_factors
+from surm_kernels.structures.primitive import PrimitiveStructure
 
 
-class CauchyLike(Structure):
+class CauchyLike(PrimitiveStructure):
     """The rectangular matrix with D_v W - W D_u of rank `rank`: nodes v (m,) and u (n,), G (rank, m), H (rank, n).
 
     Initialisations, both with v uniform in (1, 2) and u in (-2, -1), so that training does not bring a v to a u:
@@ -33,11 +36,9 @@ class CauchyLike(Structure):
         if method == "layer":
             G.mul_(((v + 1) * (v + 2)).sqrt())  # 1 / (v - u)^2 is on average 1 / ((v + 1) (v + 2))
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        return functional.cauchy_like_linear(x, *parameters, base=base, scale=scale)
+    def primitive(self, *parameters: Tensor) -> Primitive:
+        return _matrices.cauchy_like(*parameters)
 
-    def dense(self, *parameters: Tensor) -> Tensor:
-        return dense.cauchy_like(*parameters)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}"
+    @property
+    def wide(self) -> Wide:
+        return "parameters"

@@ -1,10 +1,13 @@
 """Circulant matrices: `W[i, j] = c[(i - j) % n]`."""
 
-from surm_kernels.structures.krylov import KrylovStructure
+from surm_kernels import _matrices
+from surm_kernels.block_kinds import CIRCULANT
+from surm_kernels.structures.f_circulant import FCirculant
 
 
-class Circulant(KrylovStructure):
+class Circulant(FCirculant):
     """The circulant matrix with first column c, or a grid of such blocks."""
 
-    sign = 1
+    kind = CIRCULANT
     parameter = "c"
+    matrix = _matrices.circulant

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from surm_kernels.functional._product import Wide
+from surm_kernels.ops._primitive import Primitive
 from surm_kernels.structures.circulant import Circulant
-from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
+from surm_kernels.structures.primitive import PrimitiveStructure
 
 
 class CirculantProduct(PrimitiveStructure):
@@ -18,6 +20,7 @@ class CirculantProduct(PrimitiveStructure):
 
     def __init__(self, in_features: int, out_features: int, block_size: int | None = None) -> None:
         super().__init__(in_features, out_features)
+        self.block_size = block_size
         self.circulant = Circulant(in_features, out_features, block_size)
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -29,30 +32,16 @@ class CirculantProduct(PrimitiveStructure):
         r1.zero_()
         r2.normal_(0, 0.02 if method == "paper" else 1, generator=generator)
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def primitive(self, *parameters: Tensor) -> Primitive:
         r1, r2 = parameters
-        return self.circulant.linear(x, r1 * r2, base=base, scale=scale)
-
-    def primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
-        r1, r2 = parameters
-        return self.circulant.primitive(r1 * r2, scale=scale)
+        return self.circulant.primitive(r1 * r2)
 
     @property
-    def repeats(self) -> bool:
-        return self.circulant.repeats
-
-    def token_work(self) -> float:
-        return self.circulant.token_work()
-
-    def dense(self, *parameters: Tensor) -> Tensor:
-        r1, r2 = parameters
-        return self.circulant.dense(r1 * r2)
+    def wide(self) -> Wide:
+        return self.circulant.wide
 
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The nearest circulant, split into factors of equal magnitude."""
         (c,) = self.circulant.nearest(weight)
         root = c.abs().sqrt()
         return c.sign() * root, root
-
-    def extra_repr(self) -> str:
-        return self.circulant.extra_repr()

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-from surm_kernels import _checks, dense
-from surm_kernels.functional.ldr import hankel_like_top_left
-from surm_kernels.structures.base import Structure, initialise_factors, transform_work
+from surm_kernels import _checks, _matrices
+from surm_kernels.functional._product import Wide
+from surm_kernels.ops._primitive import Primitive
+from surm_kernels.structures.base import initialise_factors
+from surm_kernels.structures.primitive import PrimitiveStructure
 
 
-class HankelLike(Structure):
+class HankelLike(PrimitiveStructure):
     """The matrix of rank `rank` under the displacement Z_1 W - W Z_0^T, with generators G and H of shape (rank, n).
 
     n = max(in_features, out_features), and the map is the top left part of the square.
@@ -34,18 +36,10 @@ class HankelLike(Structure):
         terms = self.rank * self.in_features * (self.in_features + 1) / 2
         initialise_factors(G, H, method, terms, generator)
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def primitive(self, *parameters: Tensor) -> Primitive:
         G, H = parameters
-        return hankel_like_top_left(x, G, H, self.in_features, self.out_features, base=base, scale=scale)
+        return _matrices.hankel_like(G, H, self.out_features, self.in_features)
 
-    def token_work(self) -> float:
-        return (2 * self.rank + 4) * transform_work(max(self.in_features, self.out_features))
-
-    def merge_work(self) -> float:
-        return max(self.in_features, self.out_features) * self.token_work()
-
-    def dense(self, *parameters: Tensor) -> Tensor:
-        return dense.hankel_like(*parameters)[: self.out_features, : self.in_features]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}"
+    @property
+    def wide(self) -> Wide:
+        return "everything"

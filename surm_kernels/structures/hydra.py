@@ -1,17 +1,18 @@
 """HyDRA's update: a grid of small structured blocks whose parameters are drawn from one pool."""
 
 import math
-from typing import Literal
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.functional._product import product
+from surm_kernels.functional._product import composed, product
+from surm_kernels.ops._primitive import Primitive
 from surm_kernels.structures.base import tied_means, widened
 from surm_kernels.structures.hydra_blocks import KINDS
 from surm_kernels.structures.pool import Constants, PoolMap
-from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
+from surm_kernels.structures.primitive import PrimitiveStructure
 from surm_kernels.structures.random_integers import RandomIntegers
 
 _LARGEST_FRACTION = 0.9
@@ -30,8 +31,8 @@ class Hydra(PrimitiveStructure):
         toeplitz_like  2 b r      generators G, then H
 
     Which value of the pool a slot takes is a map drawn from the seed, under which values are used equally often up to
-    one. A pool as large as the slots, the default, is a bijection. `fixed_fraction` of the pool are fixed random values,
-    drawn from the seed as well: only the rest is a parameter. Neither is ever stored.
+    one. A pool as large as the slots, the default, is a bijection. `fixed_fraction` of the pool are fixed random
+    values, drawn from the seed as well: only the rest is a parameter. Neither is ever stored.
 
     Circulant, Toeplitz and Hankel blocks are W(pool). Vandermonde and the bilinear kinds, low_rank and toeplitz_like,
     have no start that is zero and trains, so theirs is W(pool) - W(start), with a frozen start drawn from the seed.
@@ -96,17 +97,27 @@ class Hydra(PrimitiveStructure):
 
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         (pool,) = parameters
-        stored = pool.dtype
+        stored, sizes = pool.dtype, (self.out_features, self.in_features)
+        if self._grid.is_linear:
+            return product(partial(self._primitive, stored=stored), x, {"pool": pool}, base, scale)
 
         def operator(rows: Tensor, pool: Tensor, base: Tensor | None, scale: float) -> Tensor:
             return self._grid.linear(rows, *self._slots(pool, stored), base, scale)
 
-        wide: Literal["nothing", "everything"] = "nothing" if self._grid.is_linear else "everything"
-        return product(operator, x, {"pool": pool}, self.in_features, self.out_features, base, scale, wide=wide)
+        return composed(operator, x, {"pool": pool}, sizes, base, scale)
 
-    def primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
+    def primitive(self, *parameters: Tensor) -> Primitive | None:
         (pool,) = parameters
-        return self._grid.primitive(self._slots(pool, pool.dtype)[0], scale) if self._grid.is_linear else None
+        return self._primitive(pool, pool.dtype) if self._grid.is_linear else None
+
+    def wide_primitive(self, *parameters: Tensor) -> Primitive | None:
+        (pool,) = parameters
+        return self._primitive(widened(pool), pool.dtype) if self._grid.is_linear else None
+
+    def _primitive(self, pool: Tensor, stored: torch.dtype) -> Primitive:
+        """W of a linear kind."""
+        slots, _ = self._slots(pool, stored)
+        return self._grid.primitive(slots)
 
     def token_work(self) -> float:
         return self._grid.token_work()
@@ -121,11 +132,6 @@ class Hydra(PrimitiveStructure):
     def wide_dense(self, *parameters: Tensor) -> Tensor:
         (pool,) = parameters
         return self._grid.dense(*self._slots(widened(pool), pool.dtype))
-
-    def wide_primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
-        (pool,) = parameters
-        slots, _ = self._slots(widened(pool), pool.dtype)
-        return self._grid.primitive(slots, scale) if self._grid.is_linear else None
 
     def _slots(self, pool: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
         """The slots and those of the start, none for linear kinds; drawn values are rounded as the pool is stored."""
@@ -143,23 +149,19 @@ class Hydra(PrimitiveStructure):
         """
         self._check_weight(weight)
         if not self._grid.is_linear:
-            raise NotImplementedError(f"the nearest Hydra of structure {self.structure} to a matrix has no known formula")
+            raise NotImplementedError(
+                f"the nearest Hydra of structure {self.structure} to a matrix has no known formula"
+            )
         return (tied_means(self.dense, (self.trainable,), weight),)
-
-    def extra_repr(self) -> str:
-        rank = "" if self.rank is None else f", rank={self.rank}"
-        return (
-            f"{super().extra_repr()}, splits={self.splits}, structure={self.structure!r}, pool_size={self.pool_size}, "
-            f"fixed_fraction={self.fixed_fraction}{rank}, seed={self.seed}"
-        )
 
     def __reduce__(self) -> tuple[type, tuple]:
         # The arguments say everything: copies and pickles draw maps and values anew.
-        sizes = self.in_features, self.out_features
-        return type(self), (*sizes, self.splits, self.structure, self.pool_size, self.fixed_fraction, self.rank, self.seed)
+        return type(self), tuple(self.arguments.values())
 
 
-def _check_arguments(in_features: int, out_features: int, splits: int, structure: str, rank: int | None, seed: int) -> None:
+def _check_arguments(
+    in_features: int, out_features: int, splits: int, structure: str, rank: int | None, seed: int
+) -> None:
     _checks.require_size("splits", splits)
     if in_features % splits or out_features % splits:
         raise ValueError(

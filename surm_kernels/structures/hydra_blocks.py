@@ -12,13 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surm_kernels import dense
-from surm_kernels.ops import generated as _generated
-from surm_kernels.ops import krylov as _krylov
-from surm_kernels.ops import ldr as _ldr
-from surm_kernels.ops import toeplitz as _toeplitz
-from surm_kernels.structures.base import transform_work
-from surm_kernels.structures.primitive import Primitive
+from surm_kernels import _matrices, dense
+from surm_kernels.ops._primitive import Primitive, transform_work
 from surm_kernels.structures.random_integers import RandomIntegers
 from surm_kernels.structures.vandermonde import LARGEST_NODE
 
@@ -43,17 +38,17 @@ class Blocks(ABC):
         """A random value for a fixed slot or a start."""
         return 0.02 * random.normal()
 
-    @abstractmethod
+    def primitive(self, slots: Tensor) -> Primitive:
+        """The primitive that W is, of linear kinds."""
+        raise NotImplementedError(f"{type(self).__name__} are more than one primitive")
+
     def linear(self, rows: Tensor, slots: Tensor, start: Tensor, base: Tensor | None, scale: float) -> Tensor:
         """`base + scale * rows @ W.T`; all tensors have one type."""
+        return self.primitive(slots).product(rows, base, scale)
 
-    @abstractmethod
     def dense(self, slots: Tensor, start: Tensor) -> Tensor:
         """The matrix W."""
-
-    def primitive(self, slots: Tensor, scale: float) -> Primitive | None:
-        """The primitive that W is, of the kinds where it is one."""
-        return None
+        return self.primitive(slots).dense()
 
     def token_work(self) -> float:
         """As of a structure."""
@@ -64,72 +59,46 @@ class Blocks(ABC):
         return self.grid**2 * self.rows * self.columns
 
 
-class DiagonalBlocks(Blocks):
-    """Blocks with one value a diagonal, or antidiagonal if `reflected`."""
+class LinearBlocks(Blocks):
+    """Blocks whose entries are values of the pool: one grid of blocks, as surm_kernels.ops.grid has them."""
 
     is_linear = True
-    reflected = False
-
-    @abstractmethod
-    def _diagonals(self, slots: Tensor) -> Tensor:
-        """(k, k, rows + columns - 1), as surm_kernels.ops.toeplitz takes them."""
-
-    def linear(self, rows: Tensor, slots: Tensor, start: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        t = self._diagonals(slots).unsqueeze(0)
-        return _toeplitz.toeplitz(rows, t, base, self.columns, scale, False, self.reflected)
-
-    def dense(self, slots: Tensor, start: Tensor) -> Tensor:
-        t = self._diagonals(slots).unsqueeze(0)
-        return _toeplitz.toeplitz_dense(t, self.columns, self.reflected).squeeze(0)
-
-    def primitive(self, slots: Tensor, scale: float) -> Primitive | None:
-        return Primitive(_toeplitz.form, (self._diagonals(slots).unsqueeze(0),), (self.columns, scale, self.reflected))
 
     def token_work(self) -> float:
-        length = self.rows + self.columns
-        return 2 * self.grid * transform_work(length) + self.grid**2 * length
+        return self._shape().work.token
+
+    def _shape(self) -> Primitive:
+        """The primitive of slots without values."""
+        return self.primitive(torch.empty(self.grid, self.grid, self.size, device="meta"))
+
+
+class ToeplitzBlocks(LinearBlocks):
+    """First column, then first row, whose corner is not used."""
+
+    def primitive(self, slots: Tensor) -> Primitive:
+        column, row = slots[..., : self.rows], slots[..., self.rows + 1 :]
+        return _matrices.toeplitz(torch.cat([row.flip(-1), column], -1), self.columns)
 
     def _size(self) -> int:
         return self.rows + self.columns
 
 
-class ToeplitzBlocks(DiagonalBlocks):
-    """First column, then first row, whose corner is not used."""
-
-    def _diagonals(self, slots: Tensor) -> Tensor:
-        column, row = slots[..., : self.rows], slots[..., self.rows + 1 :]
-        return torch.cat([row.flip(-1), column], -1)
-
-
-class HankelBlocks(DiagonalBlocks):
+class HankelBlocks(LinearBlocks):
     """First column, then last row, whose corner is not used."""
 
-    reflected = True
+    def primitive(self, slots: Tensor) -> Primitive:
+        column, row = slots[..., : self.rows], slots[..., self.rows + 1 :]
+        return _matrices.hankel(torch.cat([column, row], -1), self.columns)
 
-    def _diagonals(self, slots: Tensor) -> Tensor:
-        return torch.cat([slots[..., : self.rows], slots[..., self.rows + 1 :]], -1)
+    def _size(self) -> int:
+        return self.rows + self.columns
 
 
-class CirculantBlocks(DiagonalBlocks):
+class CirculantBlocks(LinearBlocks):
     """First column of the square block, of which rows x columns are the top left part."""
 
-    def linear(self, rows: Tensor, slots: Tensor, start: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        if self.rows == self.columns:
-            return _krylov.krylov(rows, slots.unsqueeze(0), base, 1, scale, False)
-        return super().linear(rows, slots, start, base, scale)
-
-    def primitive(self, slots: Tensor, scale: float) -> Primitive | None:
-        if self.rows == self.columns:
-            return Primitive(_krylov.form, (slots.unsqueeze(0),), (1, scale))
-        return super().primitive(slots, scale)
-
-    def token_work(self) -> float:
-        if self.rows == self.columns:
-            return 2 * self.grid * transform_work(self.square) + self.grid**2 * self.square
-        return super().token_work()
-
-    def _diagonals(self, slots: Tensor) -> Tensor:
-        return torch.cat([slots[..., self.square - self.columns + 1 :], slots[..., : self.rows]], -1)
+    def primitive(self, slots: Tensor) -> Primitive:
+        return _matrices.circulant(slots, self.rows, self.columns)
 
     def _size(self) -> int:
         return self.square
@@ -145,7 +114,7 @@ class VandermondeBlocks(Blocks):
         tokens = rows.split(self.columns, -1)
         # Differences of two equal products where nodes are equal; one product added to the other would not be 0.
         terms = (
-            _generated.vandermonde(x, v, None, scale) - _generated.vandermonde(x, v0, None, scale)
+            self._product(x, v, scale) - self._product(x, v0, scale)
             for x, v, v0 in zip(tokens, self._nodes(slots), self._nodes(start), strict=True)
         )
         return reduce(torch.add, terms) if base is None else reduce(torch.add, terms, base)
@@ -155,6 +124,9 @@ class VandermondeBlocks(Blocks):
         return torch.cat(
             [dense.vandermonde(v, self.columns) - dense.vandermonde(v0, self.columns) for v, v0 in pairs], 1
         )
+
+    def _product(self, x: Tensor, v: Tensor, scale: float) -> Tensor:
+        return _matrices.vandermonde(v, self.columns).product(x, None, scale)
 
     def _nodes(self, slots: Tensor) -> tuple[Tensor, ...]:
         """(k rows,) for each column of the grid."""
@@ -247,10 +219,13 @@ class ToeplitzLikeBlocks(BilinearBlocks):
         return self.square * self.token_work()
 
     def _block_linear(self, rows: Tensor, left: Tensor, right: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        return _ldr.ldr(rows, left.unsqueeze(0), right.unsqueeze(0), base, self.rows, scale, False, False)
+        return self._block(left, right).product(rows, base, scale)
 
     def _block_dense(self, left: Tensor, right: Tensor) -> Tensor:
-        return dense.toeplitz_like(left, right)[: self.rows, : self.columns]
+        return self._block(left, right).dense()
+
+    def _block(self, left: Tensor, right: Tensor) -> Primitive:
+        return _matrices.toeplitz_like(left, right, self.rows, self.columns)
 
 
 KINDS: dict[str, type[Blocks]] = {

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from surm_kernels import _checks, dense, functional
-from surm_kernels.ops import kronecker as _ops
+from surm_kernels import _checks, _matrices
+from surm_kernels.ops._primitive import Primitive
 from surm_kernels.structures.base import initialise_factors, widened
-from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
+from surm_kernels.structures.primitive import PrimitiveStructure
 
 
 class Kronecker(PrimitiveStructure):
@@ -52,45 +52,19 @@ class Kronecker(PrimitiveStructure):
         else:
             initialise_factors(A, B, method, self.in_features, generator)
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        return functional.kronecker_linear(x, *parameters, base=base, scale=scale)
-
-    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
-        A, B = parameters
-        return Primitive(_ops.form, (A.unsqueeze(0), B.unsqueeze(0)), (scale,))
-
-    @torch.no_grad()
-    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
-        """`weight + scale * W` in one pass over blocks, see `Structure.merge`."""
-        A, B = (widened(parameter) for parameter in parameters)
-        result = torch.empty_like(weight) if out is None else out
-        if not (weight.is_contiguous() and result.is_contiguous()):
-            return super().merge(weight, *parameters, scale=scale, out=result)
-        (p, q), (r, s) = A.shape, B.shape
-        blocks = result.view(p, r, q, s)
-        torch.addcmul(weight.view(p, r, q, s), A.view(p, 1, q, 1), B.view(1, r, 1, s), value=scale, out=blocks)
-        return result
-
-    def token_work(self) -> float:
-        (p, q), (r, s) = self.left_shape, self.right_shape
-        return min(q * s * r + r * q * p, q * s * p + p * s * r)
-
-    def dense(self, *parameters: Tensor) -> Tensor:
-        return dense.kronecker(*parameters)
+    def primitive(self, *parameters: Tensor) -> Primitive:
+        return _matrices.kronecker(*parameters)
 
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The leading singular pair of the rearranged weight, one row a block (Van Loan and Pitsianis, 1993)."""
         self._check_weight(weight)
-        inside = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        inside = widened(weight)
         (p, q), (r, s) = self.left_shape, self.right_shape
         rearranged = inside.view(p, r, q, s).transpose(1, 2).reshape(p * q, r * s)
         U, S, V = torch.linalg.svd(rearranged, full_matrices=False)
         root = S[0].sqrt()
         A, B = (root * U[:, 0]).view(p, q), (root * V[0]).view(r, s)
         return A.to(weight.dtype), B.to(weight.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, left_shape={self.left_shape}"
 
 
 def _divisor_below_root(number: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surm_kernels.ops._multilinear import Form
+from surm_kernels.ops._multilinear import Multilinear
 from surm_kernels.structures.random_integers import RandomIntegers
 
 
@@ -54,4 +54,4 @@ def _sums(base: None, w: Tensor, pool: None, index: Tensor, inverse: Tensor) -> 
 
 
 # <w, slots of the pool>; both arguments have a leading dimension of independent problems.
-_form: Any = Form("PoolSlots", (_gather, _sums))
+_form: Any = Multilinear("PoolSlots", (_gather, _sums))

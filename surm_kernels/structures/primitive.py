@@ -1,107 +1,117 @@
-"""What structures share whose map is one primitive: gradients and merging without autograd through the product."""
+"""What structures share whose map is one primitive: product, matrix, gradients and merging follow from it."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from surm_kernels.functional._product import product
+from surm_kernels.functional._product import Wide, composed, product
 from surm_kernels.ops._library import without_autocast
-from surm_kernels.ops._multilinear import Form
+from surm_kernels.ops._primitive import Primitive, Product
 from surm_kernels.structures.base import Structure, widened
-
-
-class Primitive(NamedTuple):
-    """The form <g, x W^T> of a structure: the form's tensors but g and x, and its constants."""
-
-    form: Form
-    arguments: tuple[Tensor, ...]
-    constants: tuple[Any, ...]
 
 
 class PrimitiveStructure(Structure):
     """A structure with W = W(arguments) of one primitive, whose arguments are simple functions of the parameters."""
 
     @property
-    def repeats(self) -> bool:
-        """Whether values of a parameter fill several places of an argument.
-
-        Then those of 16 bits reach the primitive in float32, so that sums of their gradients are rounded once.
-        """
-        return False
+    def wide(self) -> Wide:
+        """What reaches the primitive in float32 where tokens have 16 bits, see `functional._product.Wide`."""
+        return "nothing"
 
     @abstractmethod
-    def primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
-        """The primitive, its arguments by differentiable operations; None where W takes more than one."""
+    def primitive(self, *parameters: Tensor) -> Primitive | None:
+        """W, its arguments by differentiable operations; None where it takes more than one primitive."""
+
+    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return product(self._only_primitive, x, self._named(parameters), base, scale, self.wide)
+
+    def dense(self, *parameters: Tensor) -> Tensor:
+        if self.wide == "nothing":
+            return self._only_primitive(*parameters).dense()
+        return self.wide_dense(*parameters).to(parameters[0].dtype)
+
+    def wide_dense(self, *parameters: Tensor) -> Tensor:
+        return self._only_primitive(*map(widened, parameters)).dense()
 
     def gradients(
         self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
     ) -> tuple[Tensor | None, ...]:
         """The gradients of `scale * <g, x @ W.T>` by the primitive's own operators, see `Structure.gradients`."""
-        inside = torch.promote_types(x.dtype, torch.float32) if self.repeats else x.dtype
+        inside = x.dtype if self.wide == "nothing" else torch.promote_types(x.dtype, torch.float32)
         rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
+        if self.wide == "everything":
+            rows, cotangents = rows.to(inside), cotangents.to(inside)
         with torch.no_grad():
-            primitive = self.primitive(*parameters, scale=scale)
-            if primitive is not None and _are_views(primitive.arguments, parameters, inside):
-                x_gradient, inner = _gradients(primitive, cotangents, rows, input_gradient)
-                shaped = (t.view(parameter.shape) for t, parameter in zip(inner, parameters, strict=True))
-                return None if x_gradient is None else x_gradient.view(x.shape), *shaped
-        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        with torch.enable_grad(), without_autocast(x):
-            primitive = self.primitive(*(leaf.to(inside) for leaf in leaves), scale=scale)
-        if primitive is None:
+            w = self.primitive(*parameters)
+            if w is not None and _are_views(w.arguments, parameters, inside):
+                x_gradient, inner = w.gradients(cotangents, rows, scale, input_gradient)
+                pairs = zip(inner, parameters, strict=True)
+                return self._of(x, x_gradient), *(None if t is None else t.view(p.shape) for t, p in pairs)
+        if w is None:
             return super().gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
+        trained = [name not in self.constants for name in self.parameter_shapes()]
+        leaves = [p.detach().requires_grad_(train) for p, train in zip(parameters, trained, strict=True)]
+        with torch.enable_grad(), without_autocast(x):
+            w = self._only_primitive(*(leaf.to(inside) for leaf in leaves))
         with torch.no_grad():
-            x_gradient, inner = _gradients(primitive, cotangents, rows, input_gradient)
-        outer = torch.autograd.grad(primitive.arguments, leaves, inner, materialize_grads=True)
-        return None if x_gradient is None else x_gradient.view(x.shape), *outer
+            x_gradient, inner = w.gradients(cotangents, rows, scale, input_gradient)
+        outputs, seeds = zip(*((a, t) for a, t in zip(w.arguments, inner, strict=True) if t is not None), strict=True)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(outputs, wanted, seeds, materialize_grads=True))
+        return self._of(x, x_gradient), *(next(found) if train else None for train in trained)
 
     @torch.no_grad()
     def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
         """`weight + scale * W` in one pass where the primitive has a kernel for it, see `Structure.merge`."""
-        primitive = self.wide_primitive(*parameters, scale=scale)
         result = torch.empty_like(weight) if out is None else out
-        if primitive is None or primitive.form.merge is None or not _kernel_merges(weight, result):
-            return super().merge(weight, *parameters, scale=scale, out=result)
-        primitive.form.merge(weight, result, *primitive.arguments, *primitive.constants)
-        return result
+        w = self.wide_primitive(*parameters)
+        if w is not None and w.merge(weight, scale, result):
+            return result
+        return super().merge(weight, *parameters, scale=scale, out=result)
 
-    def wide_primitive(self, *parameters: Tensor, scale: float) -> Primitive | None:
+    def wide_primitive(self, *parameters: Tensor) -> Primitive | None:
         """`primitive` in float32 at least."""
-        return self.primitive(*(widened(parameter) for parameter in parameters), scale=scale)
+        return self.primitive(*(widened(parameter) for parameter in parameters))
 
     @torch.no_grad()
-    def kept(self, *parameters: Tensor) -> Callable[[Tensor, Tensor | None, float], Tensor] | None:
+    def kept(self, *parameters: Tensor) -> Product | None:
         """The product by a spectrum computed once, where the primitive has one, see `Structure.kept`."""
-        primitive = self.primitive(*parameters, scale=1.0)
-        if primitive is None or primitive.form.keep is None:
+        w = self.primitive(*parameters)
+        operator = None if w is None else w.keep()
+        if operator is None:
             return None
-        operator = primitive.form.keep(*primitive.arguments, *primitive.constants)
-        return lambda x, base, scale: product(operator, x, {}, self.in_features, self.out_features, base, scale)
+        sizes = self.out_features, self.in_features
+        return lambda x, base, scale: composed(operator, x, {}, sizes, base, scale, wide="nothing")
 
+    def token_work(self) -> float:
+        return self._shape().work.token
 
-def _kernel_merges(weight: Tensor, out: Tensor) -> bool:
-    """Whether the kernels take these types and strides."""
-    types = {weight.dtype, out.dtype}
-    return (len(types) == 1 or torch.float32 in types) and (out.stride(1) == 1 or out.shape[1] == 1)
+    def merge_work(self) -> float:
+        return self._shape().work.merge
+
+    def _shape(self) -> Primitive:
+        """The primitive of parameters without values."""
+        shapes = self.parameter_shapes().values()
+        return self._only_primitive(*(torch.empty(shape, dtype=torch.float32, device="meta") for shape in shapes))
+
+    def _only_primitive(self, *parameters: Tensor) -> Primitive:
+        """`primitive`, where W is one."""
+        w = self.primitive(*parameters)
+        assert w is not None
+        return w
+
+    def _of(self, x: Tensor, x_gradient: Tensor | None) -> Tensor | None:
+        """The gradient of x in its shape and type."""
+        return None if x_gradient is None else x_gradient.to(x.dtype).view(x.shape)
 
 
 def _are_views(arguments: Sequence[Tensor], parameters: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether the arguments are the parameters in other shapes, so that gradients take the shapes back."""
     return len(arguments) == len(parameters) and all(
-        argument.dtype is dtype and argument.numel() == parameter.numel() and argument._base is parameter
+        argument.dtype is dtype
+        and argument.numel() == parameter.numel()
+        and (argument is parameter or argument._base is parameter)
         for argument, parameter in zip(arguments, parameters, strict=True)
     )
-
-
-def _gradients(primitive: Primitive, g: Tensor, x: Tensor, input_gradient: bool) -> tuple[Tensor | None, list[Tensor]]:
-    """The gradients of x (None unless wanted) and of the primitive's arguments."""
-    form, arguments, constants = primitive
-    values = [argument.detach() for argument in arguments]
-    # Two pullbacks cost more than all gradients at once, and a pullback knows only the type of x.
-    if input_gradient or len(values) > 1 or values[0].dtype != x.dtype:
-        x_gradient, *inner = form.gradients(0, g, x, *values, *constants)
-        return x_gradient if input_gradient else None, inner
-    return None, [form.partial(2, None, g, x, values[0].shape[-1], *constants)]

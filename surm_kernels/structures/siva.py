@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from surm_kernels import _checks, dense, functional, siva
-from surm_kernels.ops import diagonal as _ops
-from surm_kernels.structures.base import Structure
+from surm_kernels import _checks, _matrices, siva
+from surm_kernels.ops._primitive import Primitive
+from surm_kernels.structures.primitive import PrimitiveStructure
 
 
-class Siva(Structure):
+class Siva(PrimitiveStructure):
     """U (out_features, k) and V (in_features, k), which are frozen, with k trained values s between them.
 
     `prepare(weight)` gives U and V: singular vectors of the weight, as `surm_kernels.siva.bases` does.
@@ -67,39 +67,8 @@ class Siva(Structure):
         bound = (self.out_features / self.k) ** 0.5
         s.uniform_(-bound, bound, generator=generator)
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        return functional.siva_linear(x, *parameters, base=base, scale=scale)
-
-    def dense(self, *parameters: Tensor) -> Tensor:
-        return dense.siva(*parameters)
-
-    @torch.no_grad()
-    def gradients(
-        self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
-    ) -> tuple[Tensor | None, ...]:
-        """The gradients of `scale * <g, x @ W.T>` with respect to x and s, see `Structure.gradients`."""
-        U, s, V = (parameter.detach().to(x.dtype).unsqueeze(0) for parameter in parameters)
-        rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
-        if input_gradient:
-            x_gradient, s_gradient = _ops.diagonal_backward(cotangents, rows, U, s, V, scale)
-            return x_gradient.view(x.shape), None, s_gradient.view(-1).to(parameters[1].dtype), None
-        s_gradient = _ops.diagonal_pullback(cotangents, rows, U, V, scale)
-        return None, None, s_gradient.view(-1).to(parameters[1].dtype), None
-
-    @torch.no_grad()
-    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
-        """`weight + scale * (U * s) @ V.T`, in one matrix product where all types agree, see `Structure.merge`."""
-        U, s, V = parameters
-        types = {t.dtype for t in (weight, U, s, V, weight if out is None else out)}
-        if types not in ({torch.float32}, {torch.float64}) or out is weight:
-            return super().merge(weight, *parameters, scale=scale, out=out)
-        return torch.addmm(weight, U * s, V.mT, alpha=scale, out=torch.empty_like(weight) if out is None else out)
-
-    def token_work(self) -> float:
-        return self.k * (self.in_features + self.out_features)
-
-    def merge_work(self) -> float:
-        return self.k * self.in_features * self.out_features
+    def primitive(self, *parameters: Tensor) -> Primitive:
+        return _matrices.siva(*parameters)
 
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The bases of the weight with the best s for them, `diag(U^T weight V)`.
@@ -111,8 +80,3 @@ class Siva(Structure):
         U, V = self.prepare(inside)
         s = ((inside @ V) * U).sum(0)
         return U.to(weight.dtype), s.to(weight.dtype), V.to(weight.dtype)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{super().extra_repr()}, k={self.k}, basis={self.basis!r}, precision={self.precision!r}, seed={self.seed}"
-        )

@@ -1,10 +1,13 @@
 """Skew-circulant matrices: circulant with the sign changed above the diagonal."""
 
-from surm_kernels.structures.krylov import KrylovStructure
+from surm_kernels import _matrices
+from surm_kernels.block_kinds import SKEW_CIRCULANT
+from surm_kernels.structures.f_circulant import FCirculant
 
 
-class SkewCirculant(KrylovStructure):
+class SkewCirculant(FCirculant):
     """The skew-circulant matrix with first column s, or a grid of such blocks."""
 
-    sign = -1
+    kind = SKEW_CIRCULANT
     parameter = "s"
+    matrix = _matrices.skew_circulant

@@ -1,10 +1,11 @@
 """Toeplitz matrices: `W[i, j] = t[i - j + n - 1]`."""
 
+from surm_kernels import _matrices
 from surm_kernels.structures.diagonal import DiagonalStructure
 
 
 class Toeplitz(DiagonalStructure):
     """The Toeplitz matrix with diagonals t, from the top right to the bottom left, or a grid of such blocks."""
 
-    reflected = False
     parameter = "t"
+    matrix = _matrices.toeplitz

@@ -5,12 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from surm_kernels import _checks, dense
-from surm_kernels.functional.ldr import toeplitz_like_top_left
-from surm_kernels.ops import ldr as _ops
-from surm_kernels.structures.base import initialise_factors, transform_work
+from surm_kernels import _checks, _matrices
+from surm_kernels.ops._primitive import Primitive
+from surm_kernels.structures.base import initialise_factors
 from surm_kernels.structures.least_squares import nearest_generators
-from surm_kernels.structures.primitive import Primitive, PrimitiveStructure
+from surm_kernels.structures.primitive import PrimitiveStructure
 
 
 class ToeplitzLike(PrimitiveStructure):
@@ -37,22 +36,9 @@ class ToeplitzLike(PrimitiveStructure):
         G, H = parameters
         initialise_factors(G, H, method, self.in_features * G.numel(), generator)
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def primitive(self, *parameters: Tensor) -> Primitive:
         G, H = parameters
-        return toeplitz_like_top_left(x, G, H, self.in_features, self.out_features, base=base, scale=scale)
-
-    def primitive(self, *parameters: Tensor, scale: float) -> Primitive:
-        G, H = parameters
-        return Primitive(_ops.form, (G.unsqueeze(0), H.unsqueeze(0)), (scale, False))
-
-    def token_work(self) -> float:
-        return (2 * self.rank + 2) * transform_work(max(self.in_features, self.out_features))
-
-    def merge_work(self) -> float:
-        return max(self.in_features, self.out_features) * self.token_work()
-
-    def dense(self, *parameters: Tensor) -> Tensor:
-        return dense.toeplitz_like(*parameters)[: self.out_features, : self.in_features]
+        return _matrices.toeplitz_like(G, H, self.out_features, self.in_features)
 
     def nearest(
         self,
@@ -79,6 +65,3 @@ class ToeplitzLike(PrimitiveStructure):
             raise NotImplementedError("the nearest rectangular ToeplitzLike to a matrix has no known formula")
         G, H = nearest_generators(weight, self.rank, iterations, tolerance, progress)
         return G.to(weight.dtype), H.to(weight.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}"

@@ -1,14 +1,15 @@
 """SURM's Toeplitz update (arXiv 2406.17740): the product of two symmetric Toeplitz matrices."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from surm_kernels.functional._product import product
-from surm_kernels.structures.base import Structure
+from surm_kernels.structures.composed import ComposedStructure
 from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
 
 
-class ToeplitzProduct(Structure):
+class ToeplitzProduct(ComposedStructure):
     """T(t2) T(t1), both symmetric of size n = max(in_features, out_features), or the top left part of the product.
 
     Initialisations: "layer" has the output variance of torch.nn.Linear, "paper" has W = 0 by t1 = 0 and
@@ -38,21 +39,10 @@ class ToeplitzProduct(Structure):
             bound = (3 / t2.numel()) ** 0.5
             t2.uniform_(-bound, bound, generator=generator)
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        t1, t2 = parameters
-        sizes = self.in_features, self.out_features
-        return product(self._operator, x, {"t1": t1, "t2": t2}, *sizes, base, scale, wide="everything")
+    def operator(self, rows: Tensor, *rest: Any) -> Tensor:
+        t1, t2, base, scale = rest
+        between = self.first.primitive(t1).product(rows, None, 1.0)
+        return self.second.primitive(t2).product(between, base, scale)
 
     def token_work(self) -> float:
         return self.first.token_work() + self.second.token_work()
-
-    def merge_work(self) -> float:
-        return self.in_features * self.token_work()
-
-    def dense(self, *parameters: Tensor) -> Tensor:
-        t1, t2 = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in parameters)
-        identity = torch.eye(self.in_features, dtype=t1.dtype, device=t1.device).unsqueeze(0)
-        return self._operator(identity, t1, t2, None, 1.0).squeeze(0).mT.to(parameters[0].dtype)
-
-    def _operator(self, rows: Tensor, t1: Tensor, t2: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        return self.second.operator(self.first.operator(rows, t1, None, 1.0), t2, base, scale)

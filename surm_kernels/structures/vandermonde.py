@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
-from surm_kernels import dense, functional
-from surm_kernels.structures.base import Structure, check_tokens
+from surm_kernels import _matrices
+from surm_kernels.functional._product import Wide
+from surm_kernels.ops._primitive import Primitive
+from surm_kernels.structures.primitive import PrimitiveStructure
 
 #: Nodes start within this distance of 0, where powers neither overflow nor crowd.
 LARGEST_NODE = 0.7
 
 
-class Vandermonde(Structure):
+class Vandermonde(PrimitiveStructure):
     """The rectangular Vandermonde matrix with nodes v, (out_features,).
 
     Initialisation: "layer" draws the nodes uniformly from (-0.7, 0.7). The first column is always 1, so there is no
@@ -26,11 +28,10 @@ class Vandermonde(Structure):
         (v,) = parameters
         v.uniform_(-LARGEST_NODE, LARGEST_NODE, generator=generator)
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def primitive(self, *parameters: Tensor) -> Primitive:
         (v,) = parameters
-        check_tokens(x, self.in_features)
-        return functional.vandermonde_linear(x, v, base=base, scale=scale)
+        return _matrices.vandermonde(v, self.in_features)
 
-    def dense(self, *parameters: Tensor) -> Tensor:
-        (v,) = parameters
-        return dense.vandermonde(v, self.in_features)
+    @property
+    def wide(self) -> Wide:
+        return "parameters"

@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
-from surm_kernels import _checks, dense, functional
-from surm_kernels.structures.base import Structure, initialise_factors
+from surm_kernels import _checks, _matrices
+from surm_kernels.functional._product import Wide
+from surm_kernels.ops._primitive import Primitive
+from surm_kernels.structures.base import initialise_factors
+from surm_kernels.structures.primitive import PrimitiveStructure
 from surm_kernels.structures.vandermonde import LARGEST_NODE
 
 
-class VandermondeLike(Structure):
+class VandermondeLike(PrimitiveStructure):
     """The rectangular matrix with W - D_v W Z_0^T of rank `rank`: nodes v (m,), generators G (rank, m), H (rank, n).
 
     Initialisations, both with nodes uniform in (-0.7, 0.7): "layer" has the output variance of torch.nn.Linear,
@@ -38,11 +41,9 @@ class VandermondeLike(Structure):
         n, square = self.in_features, v.double().square()
         return (1 / (1 - square) - square * (1 - square**n) / (n * (1 - square).square())).sqrt()
 
-    def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        return functional.vandermonde_like_linear(x, *parameters, base=base, scale=scale)
+    def primitive(self, *parameters: Tensor) -> Primitive:
+        return _matrices.vandermonde_like(*parameters)
 
-    def dense(self, *parameters: Tensor) -> Tensor:
-        return dense.vandermonde_like(*parameters)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}"
+    @property
+    def wide(self) -> Wide:
+        return "parameters"

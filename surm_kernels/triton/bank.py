@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from surm_kernels.block_kinds import SKEW_CIRCULANT
 from surm_kernels.triton import _tuning
 from surm_kernels.triton.diagonal import product
 
@@ -35,7 +36,7 @@ def circulant_kernel(
     x_token,
     base_token,
     shape_class,
-    SIGN: tl.constexpr,
+    SKEW: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     BLOCK_OUTPUTS: tl.constexpr,
     BLOCK_INPUTS: tl.constexpr,
@@ -58,7 +59,7 @@ def circulant_kernel(
         is_entry = is_output[:, None] & (input < size)[None, :]
         place = tl.where(difference < 0, difference + size, difference)
         entries = tl.load(c + place, mask=is_entry, other=0.0).to(tl.float32)
-        if SIGN < 0:
+        if SKEW:
             entries = tl.where(difference < 0, -entries, entries)
         total += entries * values[None, :]
     result = scale * tl.sum(total, 1)
@@ -69,9 +70,9 @@ def circulant_kernel(
 
 
 def circulant_bank(
-    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool
+    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, kind: int, scale: float, transposed: bool
 ) -> Tensor:
-    """`base[t] + scale * W(c[index[t]]) x[t]` for f-circulant W, f = sign; of W's transpose when transposed."""
+    """`base[t] + scale * W(c[index[t]]) x[t]` for a circulant or skew-circulant W; W's transpose when transposed."""
     _tuning.require_float32_or_less("x", x)
     tokens, size = x.shape
     y = x.new_empty(tokens, size)
@@ -92,7 +93,7 @@ def circulant_bank(
             x.stride(0),
             0 if base is None else base.stride(0),
             _tuning.shape_class(tokens, size),
-            SIGN=sign,
+            SKEW=kind == SKEW_CIRCULANT,
             TRANSPOSED=transposed,
             enable_fp_fusion=True,
         )

@@ -11,58 +11,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from surm_kernels.block_kinds import KINDS
 from surm_kernels.triton import _tuning
 from surm_kernels.triton.structured_fold import fold, fold_cauchy, fold_vandermonde
 from surm_kernels.triton.structured_product import product
 from surm_kernels.triton.tiles import POWERS, Matrix
 
 
-def krylov(x: Tensor, v: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool) -> Tensor:
-    """`base + scale * x @ W(v).T`, `base + scale * x @ W(v)` when transposed."""
-    _tuning.require_float32_or_less("x", x)
-    _, out_blocks, in_blocks, block = v.shape
-    matrix = _blocks(_circulant(sign), v, block, block, out_blocks, in_blocks)
-    return product(x, matrix, base, scale, transposed)
-
-
-def krylov_pullback(g: Tensor, x: Tensor, block: int, sign: int, scale: float) -> Tensor:
-    """The gradient of `scale * <g, x @ W(v).T>` with respect to v."""
-    _tuning.require_float32_or_less("x", x)
-    return fold(g, x, _circulant(sign), block, block, scale, x.dtype)
-
-
-def krylov_backward(
-    g: Tensor, x: Tensor, v: Tensor, sign: int, scale: float, transposed: bool
-) -> tuple[Tensor, Tensor]:
-    """The gradients of `scale * <g, x @ W(v).T>`, `x @ W(v)` when transposed, with respect to x and v."""
-    x_gradient = krylov(g, v, None, sign, scale, not transposed)
-    outer, inner = (x, g) if transposed else (g, x)
-    return x_gradient, krylov_pullback(outer, inner, v.shape[-1], sign, scale)
-
-
-def toeplitz(
-    x: Tensor, t: Tensor, base: Tensor | None, columns: int, scale: float, transposed: bool, reflected: bool
+def grid(
+    x: Tensor, values: Tensor, base: Tensor | None, kind: int, columns: int, scale: float, transposed: bool
 ) -> Tensor:
-    """`base + scale * x @ W(t).T`, `base + scale * x @ W(t)` when transposed; in float32 where t is."""
+    """`base + scale * x @ W.T`, `base + scale * x @ W` when transposed; in float32 where the values are."""
     _tuning.require_float32_or_less("x", x)
-    _, out_blocks, in_blocks, length = t.shape
-    matrix = _blocks(_toeplitz(reflected), t, length - columns + 1, columns, out_blocks, in_blocks)
+    _, out_blocks, in_blocks, size = values.shape
+    block = KINDS[kind]
+    matrix = _blocks(block.name, values, block.rows(size, columns), columns, out_blocks, in_blocks)
     return product(x, matrix, base, scale, transposed)
 
 
-def toeplitz_pullback(g: Tensor, x: Tensor, rows: int, columns: int, scale: float, reflected: bool) -> Tensor:
-    """The gradient of `scale * <g, x @ W(t).T>` with respect to t."""
+def grid_pullback(g: Tensor, x: Tensor, kind: int, rows: int, columns: int, scale: float) -> Tensor:
+    """The gradient of `scale * <g, x @ W.T>` with respect to the values."""
     _tuning.require_float32_or_less("x", x)
-    return fold(g, x, _toeplitz(reflected), rows, columns, scale, x.dtype)
+    return fold(g, x, KINDS[kind].name, rows, columns, scale, x.dtype)
 
 
-def toeplitz_backward(
-    g: Tensor, x: Tensor, t: Tensor, columns: int, scale: float, reflected: bool
+def grid_backward(
+    g: Tensor, x: Tensor, values: Tensor, kind: int, columns: int, scale: float, transposed: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `scale * <g, x @ W(t).T>` with respect to x and t, each in its type."""
-    x_gradient = toeplitz(g, t, None, columns, scale, True, reflected)
-    rows = t.shape[-1] - columns + 1
-    return x_gradient, fold(g, x, _toeplitz(reflected), rows, columns, scale, t.dtype)
+    """The gradients of `scale * <g, x @ W.T>`, `x @ W` when transposed, with respect to x and the values."""
+    x_gradient = grid(g, values, None, kind, columns, scale, not transposed)
+    outer, inner = (x, g) if transposed else (g, x)
+    rows = KINDS[kind].rows(values.shape[-1], columns)
+    return x_gradient, fold(outer, inner, KINDS[kind].name, rows, columns, scale, values.dtype)
 
 
 def generated(x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, kind: str, scale: float) -> Tensor:
@@ -117,14 +97,6 @@ def _vandermonde_like_gradients(
     v_gradient, G_gradient = fold_vandermonde(g[0].float(), middle[0], powers, scale, v.dtype)
     diagonals = fold(middle_gradient, x.float(), "toeplitz", columns, columns, 1.0, H.dtype)
     return x_gradients, [v_gradient, G_gradient, diagonals[0, :, 0, :columns].flip(-1)]
-
-
-def _circulant(sign: int) -> str:
-    return "circulant" if sign == 1 else "skew_circulant"
-
-
-def _toeplitz(reflected: bool) -> str:
-    return "hankel" if reflected else "toeplitz"
 
 
 def _blocks(kind: str, theta: Tensor, rows: int, columns: int, out_blocks: int, in_blocks: int) -> Matrix:

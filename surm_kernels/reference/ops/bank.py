@@ -7,16 +7,16 @@ float32 too, here. An index out of range gives a row of NaN.
 import torch
 from torch import Tensor
 
-from surm_kernels.reference.ops import krylov
+from surm_kernels.reference.ops import grid
 from surm_kernels.reference.ops._rows import rounded, wide
 
 
 def circulant_bank(
-    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, sign: int, scale: float, transposed: bool
+    x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, kind: int, scale: float, transposed: bool
 ) -> Tensor:
     own = gathered(c, index)[:, None, None]
     start = None if base is None else base.unsqueeze(1)
-    return krylov.krylov(x.unsqueeze(1), own, start, sign, scale, transposed).squeeze(1)
+    return grid.grid(x.unsqueeze(1), own, start, kind, c.shape[1], scale, transposed).squeeze(1)
 
 
 def diagonal_bank(

@@ -1,14 +1,15 @@
 """The low displacement rank operators; signatures and values as docs/architecture.md has them.
 
 W = sum over l of Z_1(left[l]) Z_-1(right[l]) is a row of r circulant blocks times a column of r skew-circulant ones, so
-each operator is two block Krylov operators with nothing rounded in between.
+each operator is two grid operators with nothing rounded in between.
 """
 
 import torch
 from torch import Tensor
 
+from surm_kernels.block_kinds import CIRCULANT, SKEW_CIRCULANT
 from surm_kernels.reference.ops._rows import normalised, normalised_pair, rounded
-from surm_kernels.reference.ops.krylov import krylov, krylov_pullback
+from surm_kernels.reference.ops.grid import grid, grid_pullback
 
 
 def ldr(
@@ -26,11 +27,11 @@ def ldr(
     rows, magnitude = normalised(x)
     if transposed:
         middle = _transposed_circulants(rows, left)
-        product = krylov(middle, right.unsqueeze(2), None, -1, 1.0, True)
+        product = grid(middle, right.unsqueeze(2), None, SKEW_CIRCULANT, right.shape[-1], 1.0, True)
         product = product.flip(-1) if reflected else product
     else:
         middle = _skew_circulants(rows, right, reflected)
-        product = krylov(middle, left.unsqueeze(1), None, 1, 1.0, False)
+        product = grid(middle, left.unsqueeze(1), None, CIRCULANT, left.shape[-1], 1.0, False)
     return rounded(product[..., :width], magnitude * scale, base, x.dtype).contiguous()
 
 
@@ -40,7 +41,7 @@ def ldr_pullback_left(g: Tensor, x: Tensor, right: Tensor, scale: float, reflect
     g_rows, x_rows = normalised_pair(g, x, scale)
     size = right.shape[-1]
     middle = _skew_circulants(x_rows, right, reflected)
-    return krylov_pullback(_padded(g_rows, size), middle, size, 1, 1.0).squeeze(1).to(x.dtype)
+    return grid_pullback(_padded(g_rows, size), middle, CIRCULANT, size, size, 1.0).squeeze(1).to(x.dtype)
 
 
 def ldr_pullback_right(g: Tensor, x: Tensor, left: Tensor, scale: float, reflected: bool) -> Tensor:
@@ -49,7 +50,8 @@ def ldr_pullback_right(g: Tensor, x: Tensor, left: Tensor, scale: float, reflect
     g_rows, x_rows = normalised_pair(g, x, scale)
     size = left.shape[-1]
     middle = _transposed_circulants(g_rows, left)
-    return krylov_pullback(middle, _reflected(x_rows, size, reflected), size, -1, 1.0).squeeze(2).to(x.dtype)
+    rows = _reflected(x_rows, size, reflected)
+    return grid_pullback(middle, rows, SKEW_CIRCULANT, size, size, 1.0).squeeze(2).to(x.dtype)
 
 
 def ldr_backward(
@@ -64,12 +66,14 @@ def ldr_backward(
 
 def _skew_circulants(x: Tensor, right: Tensor, reflected: bool) -> Tensor:
     """(G, T, r n), every Z_-1(right[l]) x, of J x when reflected."""
-    return krylov(_reflected(x, right.shape[-1], reflected), right.unsqueeze(2), None, -1, 1.0, False)
+    size = right.shape[-1]
+    return grid(_reflected(x, size, reflected), right.unsqueeze(2), None, SKEW_CIRCULANT, size, 1.0, False)
 
 
 def _transposed_circulants(g: Tensor, left: Tensor) -> Tensor:
     """(G, T, r n), every Z_1(left[l])^T g."""
-    return krylov(_padded(g, left.shape[-1]), left.unsqueeze(1), None, 1, 1.0, True)
+    size = left.shape[-1]
+    return grid(_padded(g, size), left.unsqueeze(1), None, CIRCULANT, size, 1.0, True)
 
 
 def _reflected(x: Tensor, size: int, reflected: bool) -> Tensor:

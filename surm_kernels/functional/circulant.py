@@ -1,41 +1,40 @@
 """Products with f-circulant matrices and grids of them: circulant, skew-circulant, block circulant, any real f."""
 
-from typing import Any
-
 from torch import Tensor
 
-from surm_kernels import _checks
-from surm_kernels.functional._product import Wide, chosen, product
+from surm_kernels import _checks, _matrices
+from surm_kernels.block_kinds import CIRCULANT
+from surm_kernels.functional._product import chosen, composed, product
 from surm_kernels.ops import bank as _bank
-from surm_kernels.ops import krylov as _ops
 
 
 def circulant_linear(
     x: Tensor, c: Tensor, *, base: Tensor | None = None, scale: float = 1.0, index: Tensor | None = None
 ) -> Tensor:
-    """Product with the circulant matrix whose first column is c, `W[i, j] = c[(i - j) % n]`.
+    """Product with the circulant matrix whose first column is c, `W[i, j] = c[(i - j) % n]`, or with a grid of them.
 
     One transform each way: W x = irfft(rfft(c) * rfft(x)) (SURM, arXiv 2406.17740). With an index every token has a
     matrix of its own, as in serving many adapters in one batch; an index out of range is refused on the CPU and gives
     that token NaN on other devices, which are not waited for, and under torch.compile.
 
     Args:
-        x: tokens, (..., n).
-        c: first column, (n,), or with an index those of all adapters, (adapters, n).
-        base: added to the product, broadcastable to (..., n).
+        x: tokens, (..., n), or (..., K b) for a grid.
+        c: first column, (n,), or (M, K, b) for a grid of M x K blocks, or with an index the first columns of all
+            adapters, (adapters, n).
+        base: added to the product, broadcastable to (..., n), or (..., M b) for a grid.
         scale: factor of the product.
         index: the adapter of every token, integers (...).
 
     Returns:
-        `base + scale * x @ W.T`, (..., n).
+        `base + scale * x @ W.T`, (..., n), or (..., M b) for a grid.
 
     Equivalent to `F.linear(x, scale * dense.circulant(c), bias=base)`; with an index for each token t to
     `F.linear(x[t], scale * dense.circulant(c[index[t]]), bias=base[t])`.
     """
     if index is not None:
         return _circulant_by_token(x, c, base, scale, index)
-    _checks.require_vector("c", c, "(n,)")
-    return _krylov(x, "c", c, _CIRCULANT, base, scale)
+    _require_columns("c", c)
+    return product(_matrices.circulant, x, {"c": c}, base, scale)
 
 
 def _circulant_by_token(x: Tensor, c: Tensor, base: Tensor | None, scale: float, index: Tensor) -> Tensor:
@@ -45,29 +44,29 @@ def _circulant_by_token(x: Tensor, c: Tensor, base: Tensor | None, scale: float,
 
     def operator(rows: Tensor, c: Tensor, base: Tensor | None, scale: float) -> Tensor:
         start = None if base is None else base.squeeze(0)
-        return _bank.circulant_bank(rows.squeeze(0), c, tokens, start, 1, scale, False).unsqueeze(0)
+        return _bank.circulant_bank(rows.squeeze(0), c, tokens, start, CIRCULANT, scale, False).unsqueeze(0)
 
-    return product(operator, x, {"c": c}, c.shape[1], c.shape[1], base, scale)
+    return composed(operator, x, {"c": c}, (c.shape[1], c.shape[1]), base, scale, wide="nothing")
 
 
 def skew_circulant_linear(x: Tensor, s: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
     """Product with the skew-circulant matrix whose first column is s, `W[i, j] = s[i - j]`, `-s[n + i - j]` if i < j.
 
-    The f-circulant matrix with f = -1 (Pan, Structured Matrices and Polynomials, section 2.6).
+    The f-circulant matrix with f = -1 (Pan, Structured Matrices and Polynomials, section 2.6), or a grid of them.
 
     Args:
-        x: tokens, (..., n).
-        s: first column, (n,).
-        base: added to the product, broadcastable to (..., n).
+        x: tokens, (..., n), or (..., K b) for a grid.
+        s: first column, (n,), or (M, K, b) for a grid of M x K blocks.
+        base: added to the product, broadcastable to (..., n) or (..., M b).
         scale: factor of the product.
 
     Returns:
-        `base + scale * x @ W.T`, (..., n).
+        `base + scale * x @ W.T`, (..., n) or (..., M b).
 
     Equivalent to `F.linear(x, scale * dense.skew_circulant(s), bias=base)`.
     """
-    _checks.require_vector("s", s, "(n,)")
-    return _krylov(x, "s", s, _SKEW_CIRCULANT, base, scale)
+    _require_columns("s", s)
+    return product(_matrices.skew_circulant, x, {"s": s}, base, scale)
 
 
 def block_circulant_linear(x: Tensor, c: Tensor, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -88,7 +87,7 @@ def block_circulant_linear(x: Tensor, c: Tensor, *, base: Tensor | None = None, 
     """
     _checks.require_floating("c", c)
     _checks.require_dimensions("c", c, (3,), "(M, K, b)")
-    return _krylov(x, "c", c, _CIRCULANT, base, scale)
+    return product(_matrices.circulant, x, {"c": c}, base, scale)
 
 
 def krylov_linear(x: Tensor, v: Tensor, f: float, *, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -109,34 +108,20 @@ def krylov_linear(x: Tensor, v: Tensor, f: float, *, base: Tensor | None = None,
 
     Equivalent to `F.linear(x, scale * dense.krylov(v, f), bias=base)`.
     """
-    _checks.require_floating("v", v)
-    _checks.require_dimensions("v", v, (1, 3), "(n,) or (M, K, b)")
+    _require_columns("v", v)
     _checks.require_finite("f", f)
     if f == 1:
-        return _krylov(x, "v", v, _CIRCULANT, base, scale)
+        return product(_matrices.circulant, x, {"v": v}, base, scale)
     if f == -1:
-        return _krylov(x, "v", v, _SKEW_CIRCULANT, base, scale)
-    return _krylov(x, "v", v, ((1, (1 + f) / 2), (-1, (1 - f) / 2)), base, scale)
-
-
-# A matrix is a sum of terms (sign, weight), weight * Z_sign(v).
-_CIRCULANT = ((1, 1.0),)
-_SKEW_CIRCULANT = ((-1, 1.0),)
-
-
-def _krylov(
-    x: Tensor, name: str, v: Tensor, terms: tuple[tuple[int, float], ...], base: Tensor | None, scale: float
-) -> Tensor:
-    """`base + scale * x @ W.T` for W the sum of the terms; v, called `name` by the user, is checked already."""
+        return product(_matrices.skew_circulant, x, {"v": v}, base, scale)
 
     def operator(rows: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        blocks = v.view(1, 1, 1, -1) if v.dim() == 1 else v.unsqueeze(0)
-        y: Any = base
-        for sign, weight in terms:
-            y = _ops.krylov(rows, blocks, y, sign, scale * weight, False)
-        return y
+        y = _matrices.circulant(v).product(rows, base, scale * (1 + f) / 2)
+        return _matrices.skew_circulant(v).product(rows, y, scale * (1 - f) / 2)
 
-    block = v.shape[-1]
-    outputs, features = (block, block) if v.dim() == 1 else (v.shape[0] * block, v.shape[1] * block)
-    wide: Wide = "everything" if len(terms) > 1 else "nothing"
-    return product(operator, x, {name: v}, features, outputs, base, scale, wide)
+    return composed(operator, x, {"v": v}, _matrices.circulant(v).sizes, base, scale)
+
+
+def _require_columns(name: str, v: Tensor) -> None:
+    _checks.require_floating(name, v)
+    _checks.require_dimensions(name, v, (1, 3), "(n,) or (M, K, b)")
