@@ -64,7 +64,9 @@ GRIDS = {
     "hydra, hankel": lambda *sizes: Hydra(*sizes, structure="hankel", pool_size=400, fixed_fraction=0.3),
     "hydra, vandermonde": lambda *sizes: Hydra(*sizes, structure="vandermonde", fixed_fraction=0.2),
     "hydra, low rank": lambda *sizes: Hydra(*sizes, splits=1, structure="low_rank", rank=2),
-    "hydra, toeplitz-like": lambda *sizes: Hydra(*sizes, splits=2, structure="toeplitz_like", rank=1, fixed_fraction=0.3),
+    "hydra, toeplitz-like": lambda *sizes: Hydra(
+        *sizes, splits=2, structure="toeplitz_like", rank=1, fixed_fraction=0.3
+    ),
 }
 STRUCTURES: dict[str, Structure] = {
     f"{name}, {shape}": make(*sizes) for name, make in (FAMILIES | GRIDS).items() for shape, sizes in RECTANGLES.items()
