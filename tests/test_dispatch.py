@@ -268,8 +268,8 @@ class TestCall:
 
     def test_factors_too_large_for_a_tile_are_not_for_triton(self, on_cpu) -> None:
         triton = importlib.import_module("surm_kernels.triton")
-        if not triton.available:
-            pytest.skip(triton.reason)
+        if reason := triton.why_not():
+            pytest.skip(reason)
         on_cpu.update(machine=ALL)
         small = Problem("kronecker", torch.float32, 12, 16, 5, 7)
         assert _cuda._backend(small, 0) == "triton"

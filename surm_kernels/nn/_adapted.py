@@ -156,7 +156,6 @@ class Adapted(torch.autograd.Function):
         return None, None, x_gradient, None, bias_gradient, *inner
 
 
-@torch._dynamo.nonstrict_trace
 def traced(update: Update, x: Tensor, weight: Tensor, bias: Tensor | None, *parameters: Tensor) -> Tensor:
     """`Adapted` as torch.compile sees it: a call whose inside it does not look at, but differentiates.
 

@@ -187,7 +187,8 @@ class AdaptedLinear(nn.Module):
         bias = None if bias is None else cast(bias, dtype)
         parameters = [cast(parameter, dtype) for parameter in parameters]
         if torch.compiler.is_compiling():
-            y = traced(self._update, rows, weight, bias, *parameters)
+            # Not a decorator, which would import Dynamo, and Triton with it, for everybody.
+            y = torch._dynamo.nonstrict_trace(traced)(self._update, rows, weight, bias, *parameters)
         else:
             y = self._call(rows, weight, bias, parameters)
         return y if flat else y.view(*x.shape[:-1], self.out_features)

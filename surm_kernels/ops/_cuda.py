@@ -31,7 +31,12 @@ def kernel(name: str, problem: Callable[..., Problem], reference: Operator) -> O
         function = functions.get(backend)
         if function is None:
             function = functions[backend] = _function(name, backend)
-        return function(*arguments)
+        try:
+            return function(*arguments)
+        except RuntimeError as error:
+            if "out of memory" in str(error):  # the stable ABI hands on torch's words, not their type
+                raise torch.OutOfMemoryError(*error.args) from None
+            raise
 
     return run
 
@@ -110,7 +115,7 @@ def machine(device: int) -> Machine:
     properties = torch.cuda.get_device_properties(device)
     shared_memory = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
     triton = importlib.import_module("surm_kernels.triton")
-    return Machine(_why_no_cuda((properties.major, properties.minor)), triton.reason, shared_memory)
+    return Machine(_why_no_cuda((properties.major, properties.minor)), triton.why_not(), shared_memory)
 
 
 def _why_no_cuda(capability: tuple[int, int]) -> str:

@@ -113,14 +113,17 @@ class Generated(torch.autograd.Function):
 class _EagerGenerated(Generated):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        if not torch.is_grad_enabled() and not _is_batched(g):
+        recorded = torch.is_grad_enabled()
+        if not recorded and not _is_batched(g):
             return Generated.backward(ctx, g)
-
-        def plain(x: Tensor, *parameters: Tensor) -> Tensor:
-            return _plain(x, None, ctx.kind, ctx.scale, *parameters)
-
-        x_gradient, *rest = torch.func.vjp(plain, *ctx.saved_tensors)[1](g)
-        return x_gradient, g if ctx.needs_input_grad[1] else None, None, None, *rest
+        need_x, need_base, _, _, *needed = ctx.needs_input_grad
+        with torch.enable_grad():  # views, so that a tensor that was passed twice has two gradients
+            inputs = [t.view_as(t) if recorded else t.detach().requires_grad_() for t in ctx.saved_tensors]
+            y = _plain(inputs[0], None, ctx.kind, ctx.scale, *inputs[1:])
+        wanted = [t for t, need in zip(inputs, (need_x, *needed), strict=True) if need]
+        found = iter(torch.autograd.grad(y, wanted, g, create_graph=recorded) if wanted else ())
+        x_gradient, *rest = [next(found) if need else None for need in (need_x, *needed)]
+        return x_gradient, g if need_base else None, None, None, *rest
 
 
 # Function.apply first binds default arguments, which costs more than a small product.

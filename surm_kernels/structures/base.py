@@ -232,6 +232,10 @@ def tied_means(dense: Callable[[Tensor], Tensor], size: Sequence[int], weight: T
     weight for the sums and to ones for their lengths.
     """
     inside = widened(weight)  # so that 16-bit means are rounded once
-    adjoint = torch.func.vjp(dense, inside.new_zeros(size))[1]
-    (sums,), (entries,) = adjoint(inside), adjoint(torch.ones_like(inside))
+    with torch.inference_mode(False), torch.enable_grad():
+        parameter = inside.new_zeros(size, requires_grad=True)
+        matrix = dense(parameter)
+    sums, entries = (
+        torch.autograd.grad(matrix, parameter, w, retain_graph=True)[0] for w in (inside, torch.ones_like(inside))
+    )
     return (sums / entries.clamp(min=1)).to(weight.dtype)

@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+from surm_kernels.ops.krylov import krylov, krylov_backward
 from torch import Tensor, nn
 
 from surm_kernels import functional
 from surm_kernels.nn import AdaptedLinear
-from surm_kernels.ops.krylov import krylov, krylov_backward
 from surm_kernels.structures import Structure
 from tests import adapted, oracle, updates
 from tests.gpu import DEVICE, MISSING
