@@ -85,7 +85,7 @@ def fill(structure: Structure, parameters: list[Tensor] | tuple[Tensor, ...]) ->
     """Draws the parameters, in place."""
     if "layer" in structure.initialisations:
         structure.initialise(parameters, "layer")
-    elif isinstance(structure, Hydra) and structure.kind == "vandermonde":
+    elif isinstance(structure, Hydra) and structure.structure == "vandermonde":
         parameters[0].uniform_(-0.7, 0.7)  # nodes whose powers are tame
     else:
         for parameter in parameters:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.ops._differentiable import _transforms_active
+from surm_kernels.ops import _mode
 
 # What reaches an operator in float32 where the answer has 16 bits.
 Wide = Literal["nothing", "parameters", "everything"]
@@ -60,8 +60,7 @@ def product(
 def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:
     """The adapter of every token of x in a row, (T,); one that is not there is refused where numbers are at hand."""
     _checks.require_index(x, index)
-    plain = index.device.type == "cpu" and type(index) is Tensor
-    if plain and not torch.compiler.is_compiling() and not _transforms_active():
+    if index.device.type == "cpu" and _mode.has_values(index):
         _checks.require_within(index, adapters)
     return index.reshape(-1)
 
