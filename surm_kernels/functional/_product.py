@@ -8,7 +8,7 @@ from torch import Tensor
 
 from surm_kernels import _checks
 from surm_kernels._widening import wide_type
-from surm_kernels.ops._differentiable import _transforms_active
+from surm_kernels.ops import _mode
 from surm_kernels.ops._primitive import Primitive
 
 #: What reaches an operator in float32 where the answer has 16 bits. "repeated" parameters fill several places of an
@@ -100,8 +100,7 @@ def _rows(
 def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:
     """The adapter of every token of x in a row, (T,); one that is not there is refused where numbers are at hand."""
     _checks.require_index(x, index)
-    plain = index.device.type == "cpu" and type(index) is Tensor
-    if plain and not torch.compiler.is_compiling() and not _transforms_active():
+    if index.device.type == "cpu" and _mode.has_values(index):
         _checks.require_within(index, adapters)
     return index.reshape(-1)
 
