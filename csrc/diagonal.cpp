@@ -34,13 +34,14 @@ Tensor transposed_matrix(const Tensor& t, int64_t group) { return torch::stable:
 
 // out = left · right. Below the dispatcher, so that a worker thread does what the calling one would do.
 void multiply(const Tensor& left, const Tensor& right, const Tensor& out) {
-  in_words_of_torch([&] { TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get())); });
+  in_words_of_torch(out, [&] { TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get())); });
 }
 
 // out = base + left · right.
 void multiply(const Tensor& base, const Tensor& left, const Tensor& right, const Tensor& out) {
-  in_words_of_torch(
-      [&] { TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), base.get(), left.get(), right.get(), 1, 1)); });
+  in_words_of_torch(out, [&] {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), base.get(), left.get(), right.get(), 1, 1));
+  });
 }
 
 // The tokens of every problem in even chunks whose number depends on the shape alone, so that results do not depend on

@@ -2,6 +2,7 @@
 #include "glue.h"
 
 #include <stdexcept>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -12,13 +13,16 @@ extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_ba
 
 namespace surm::glue {
 
-void raise_in_words_of_torch(const std::exception& error) {
-  const bool tells = torch_exception_get_what_without_backtrace != nullptr;
-  throw std::runtime_error(tells ? torch_exception_get_what_without_backtrace() : error.what());
+void raise_in_words_of_torch(const std::exception& error, const Tensor& like) {
+  if (torch_exception_get_what_without_backtrace != nullptr) {
+    throw std::runtime_error(torch_exception_get_what_without_backtrace());
+  }
+  const char* words = like.is_cuda() ? "CUDA out of memory. " : "DefaultCPUAllocator: can't allocate memory: ";
+  throw std::runtime_error(std::string(words) + error.what());
 }
 
 Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, std::optional<ScalarType> type) {
-  return in_words_of_torch([&] { return torch::stable::new_empty(like, size, type); });
+  return in_words_of_torch(like, [&] { return torch::stable::new_empty(like, size, type); });
 }
 
 StorageType storage_type(const Tensor& tensor) {

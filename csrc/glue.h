@@ -20,7 +20,7 @@ namespace surm::glue {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-[[noreturn]] void raise_in_words_of_torch(const std::exception& error);
+[[noreturn]] void raise_in_words_of_torch(const std::exception& error, const Tensor& like);
 
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& like) {
   STD_TORCH_CHECK(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
@@ -39,14 +39,14 @@ inline void check_size(const char* what, int64_t got, int64_t wanted) {
   STD_TORCH_CHECK(got == wanted, "surm_kernels: ", what, " must be ", wanted, ", got ", got);
 }
 
-// Calls torch, whose stable ABI says no more than which call failed; what is raised then has torch's own words, which
-// users and their tools know, above all of memory that is not there.
+// Calls torch for a tensor like this one, which can only fail for want of memory. The stable ABI says no more than
+// which call failed; what is raised has torch's own words, which users and their tools know.
 template <class Call>
-auto in_words_of_torch(const Call& call) {
+auto in_words_of_torch(const Tensor& like, const Call& call) {
   try {
     return call();
   } catch (const std::exception& error) {
-    raise_in_words_of_torch(error);
+    raise_in_words_of_torch(error, like);
   }
 }
 
@@ -69,7 +69,7 @@ struct Guarded<kOperator> {
 Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, std::optional<ScalarType> type = std::nullopt);
 
 inline Tensor made_contiguous(const Tensor& tensor) {
-  return in_words_of_torch([&] { return torch::stable::contiguous(tensor); });
+  return in_words_of_torch(tensor, [&] { return torch::stable::contiguous(tensor); });
 }
 
 surm::StorageType storage_type(const Tensor& tensor);

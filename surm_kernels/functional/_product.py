@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
+from surm_kernels._widening import wide_type
 from surm_kernels.ops._differentiable import _transforms_active
 from surm_kernels.ops._primitive import Primitive
 
@@ -77,7 +78,7 @@ def _types(
     result = _checks.common_dtype(x, *parameters.values(), base)
     if wide == "nothing":
         return result, result, result
-    inside = torch.promote_types(result, torch.float32)
+    inside = wide_type(result)
     if wide == "repeated":
         alone = not x.requires_grad and any(parameter.requires_grad for parameter in parameters.values())
         wide = "everything" if alone else "parameters"

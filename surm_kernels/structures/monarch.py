@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.structures.base import bilinear_bound, widened
+from surm_kernels._widening import widened
+from surm_kernels.structures.base import bilinear_bound
 from surm_kernels.structures.composed import ComposedStructure
 
 
