@@ -196,7 +196,8 @@ def broadcast_base(base: Tensor, shape: tuple[int, ...]) -> Tensor:
     if base.dim() == len(shape) and base.shape == shape:
         return base
     aligned = zip(reversed(base.shape), reversed(shape), strict=False)
-    if base.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in aligned):
+    # Not `in (1, wanted)`, which torch.compile answers for symbols as for objects.
+    if base.dim() > len(shape) or any(size != 1 and size != wanted for size, wanted in aligned):
         raise ValueError(f"base must be broadcastable to the output's shape {tuple(shape)}, got {_shape(base)}")
     return base.expand(shape)
 

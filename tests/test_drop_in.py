@@ -1,9 +1,12 @@
 """What code written for torch.nn.Linear does with a layer: names, attributes, in-place changes, devices, tracers."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from surm_kernels import functional
 from surm_kernels.structures import CirculantProduct, Structure, ToeplitzLike, Vandermonde
 from tests import oracle
 from tests.adapted import exact_output, make, tokens_of
@@ -54,3 +57,29 @@ def test_a_compiled_output_may_be_changed_in_place(strategy: str) -> None:
     x, _ = tokens_of(layer, 2, 3)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     oracle.assert_close(compiled(x).detach(), exact_output(layer, x).detach().relu())
+
+
+# Compiled
+
+
+# One of every primitive.
+@pytest.mark.parametrize(
+    "name", ["circulant", "toeplitz", "toeplitz-like", "vandermonde", "kronecker", "low rank", "siva"]
+)
+def test_compiled_layers_take_tokens_of_any_rank(name: str) -> None:
+    torch._dynamo.reset()
+    layer = make_structured(name)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    for leading in ((4,), (2, 3), ()):
+        x = torch.randn(*leading, layer.in_features)
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("product", [functional.toeplitz_linear, functional.hankel_linear])
+def test_compiled_products_whose_sizes_are_symbols_take_a_base(product: Callable[..., Tensor]) -> None:
+    torch._dynamo.reset()
+    values, base = torch.randn(47), torch.randn(24)
+    compiled = torch.compile(product, fullgraph=True, backend="eager")
+    for leading in ((4,), (2, 3)):  # after the second 24 is a symbol, and so is the size of the output
+        x = torch.randn(*leading, 24)
+        torch.testing.assert_close(compiled(x, values, base=base), product(x, values, base=base))
