@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from surm_kernels import _matrices, functional
 from surm_kernels.ops import _panels as implementation
-from surm_kernels.ops import generated as ops
 from tests import oracle
 
 RANK = 3
