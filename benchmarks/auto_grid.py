@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from surm_kernels import structures
@@ -27,13 +25,13 @@ from surm_kernels.command.bench import report
 from surm_kernels.command.bench.measure import Contender, Effort, Results, Workload, measure
 from surm_kernels.command.bench.records import Grid, duration
 from surm_kernels.command.bench.workload import Steps
+from surm_kernels.command.terminal import Progress
 from surm_kernels.command.usage import positive_integer, threads_text
 from surm_kernels.nn import AdaptedLinear
 from surm_kernels.structures import Structure
 
 STRATEGIES = ("direct", "merged", "auto")
 LIMIT = 1.1  # times the best is near enough
-WIDTH_OF_A_FILE = 150  # where the output is no terminal
 EFFORT = Effort(most=15, fewest=3, seconds=3.0, warm_up=2)
 
 
@@ -61,7 +59,7 @@ class Shape:
 
 
 def _training(
-    structure: str, n: int, tokens: int, dtype: str = "float32", m: int | None = None, **options: Any
+    structure: str, /, n: int, tokens: int, dtype: str = "float32", m: int | None = None, **options: Any
 ) -> Shape:
     return Shape(structure, n, m or n, tokens, dtype, True, options)
 
@@ -172,16 +170,14 @@ def row(shape: Shape, effort: Effort) -> Row:
     return Row(shape, made["auto"].chosen(shape.tokens, dtype, shape.training), found.samples if agree else {})
 
 
-def measure_all(grid: Sequence[Shape], effort: Effort, console: Console) -> list[Row]:
+def measure_all(grid: Sequence[Shape], effort: Effort) -> list[Row]:
     """Measures every shape, with progress shown."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     rows = []
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(grid))
+    with Progress(len(grid)) as progress:
         for shape in grid:
-            progress.update(task, description=str(shape))
+            progress.begin(f"measuring {shape}")
             rows.append(row(shape, effort))
-            progress.advance(task)
+            progress.advance()
     return rows
 
 
@@ -209,12 +205,9 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_OF_A_FILE)
-    rows = measure_all(GRID, EFFORT, console)
+    rows = measure_all(GRID, EFFORT)
     grid, facts = table(rows), report.facts()
-    console.print(report.to_table(grid))
+    print(f"\n{report.to_text(grid)}\n")
     files = arguments.out / "auto_grid.json", arguments.out / "auto_grid.md"
     document = {**facts, "threads": arguments.threads, "rows": [one.to_json() for one in rows]}
     files[0].write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -222,7 +215,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n\n" + report.to_markdown(grid)
     )
     for file in files:
-        console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
+        print(f"wrote {file}")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,11 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor
 
 from surm_kernels import dense
-from surm_kernels.command import machine
+from surm_kernels.command import machine, terminal
+from surm_kernels.command.terminal import Progress
 from surm_kernels.command.usage import positive_integer
 from surm_kernels.structures import Circulant, Structure, SymmetricToeplitz
 
@@ -160,39 +157,32 @@ def relative_error(fit: Tensor, matrix: Tensor) -> float:
     return ((fit - matrix).norm() / matrix.norm()).item()
 
 
-def measure(trials: int, seed: int, console: Console) -> list[Result]:
+def measure(trials: int, seed: int) -> list[Result]:
     """Fits every family to the same matrices of every kind."""
     results = []
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(DRAWINGS) * trials)
+    with Progress(len(DRAWINGS) * trials) as progress:
         for drawing, draw in DRAWINGS.items():
-            progress.update(task, description=drawing)
+            progress.begin(f"fitting {drawing}")
             generator = torch.Generator().manual_seed(seed)
             errors: dict[str, list[float]] = {family: [] for family in FAMILIES}
             for _ in range(trials):
                 matrix = torch.nn.functional.normalize(draw(generator), dim=1)
                 for family, nearest in FAMILIES.items():
                     errors[family].append(relative_error(nearest(matrix), matrix))
-                progress.advance(task)
+                progress.advance()
             results += [Result(drawing, family, tuple(errors[family])) for family in FAMILIES]
     return results
 
 
-def table(results: Sequence[Result], trials: int) -> Table:
-    """Mean and deviation of every error, the least of a row in bold."""
+def table(results: Sequence[Result], trials: int) -> str:
+    """Mean and deviation of every error, the least of a row with an arrow."""
     title = f"relative error, {SIZE} parameters, mean±deviation of {trials} trials, {SIZE} × {SIZE}"
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    made.add_column("matrix", no_wrap=True)
-    for family in FAMILIES:
-        made.add_column(family, justify="right", min_width=11)
+    rows = []
     for drawing in DRAWINGS:
         row = [one for one in results if one.drawing == drawing]
         least = min(one.mean for one in row)
-        texts = [f"{one.mean:.3f}±{one.deviation:.3f}" for one in row]
-        cells = [f"[bold]{text}[/bold]" if one.mean == least else text for one, text in zip(row, texts, strict=True)]
-        made.add_row(drawing, *cells)
-    return made
+        rows.append([drawing, *(f"{'→ ' * (one.mean == least)}{one.mean:.3f}±{one.deviation:.3f}" for one in row)])
+    return f"{title}\n\n{terminal.table(['matrix', *FAMILIES], rows)}"
 
 
 def write_json(results: Sequence[Result], trials: int, seed: int, file: Path) -> None:
@@ -242,14 +232,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     arguments = parser.parse_args(words)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    results = measure(arguments.trials, arguments.seed, console)
-    console.print(table(results, arguments.trials))
+    results = measure(arguments.trials, arguments.seed)
+    print(f"\n{table(results, arguments.trials)}\n")
     files = arguments.out / "figure1.json", arguments.out / "figure1.png"
     write_json(results, arguments.trials, arguments.seed, files[0])
     write_plot(results, arguments.trials, files[1])
     for file in files:
-        console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
+        print(f"wrote {file}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 import surm_kernels
 from surm_kernels import _environment, _extension, _processor, cost_constants, cost_model
-from surm_kernels.command import accuracy, calibration, check, info, machine, tune, usage
+from surm_kernels.command import accuracy, calibration, check, info, machine, terminal, tune, usage
 from surm_kernels.command.bench import cases, measure, memory, records, session
 from surm_kernels.command.bench.case import (
     OURS,
@@ -59,12 +59,8 @@ def small_points(case: Case) -> list[Point]:
 def small_check(monkeypatch):
     """The check on few problems."""
     few = {"circulant": (((5,),), ((64,),)), "block circulant": (((2, 3, 5),),), "f-circulant -0.3": (((12,),),)}
-    chosen = [
-        dataclasses.replace(structure, cases=few[structure.name])
-        for structure in check.STRUCTURES
-        if structure.name in few
-    ]
-    monkeypatch.setattr(check, "STRUCTURES", tuple(chosen))
+    tried = [dataclasses.replace(family, cases=few[family.name]) for family in check.FAMILIES if family.name in few]
+    monkeypatch.setattr(check, "FAMILIES", tuple(tried))
 
 
 @pytest.fixture
@@ -150,10 +146,12 @@ class TestMain:
         assert not out
 
     def test_a_missing_package_is_named(self, monkeypatch, capsys) -> None:
-        monkeypatch.setitem(sys.modules, "rich.console", None)
-        monkeypatch.delitem(sys.modules, "surm_kernels.command.info")
+        def need_peft(arguments):
+            raise ModuleNotFoundError("No module named 'peft.tuners'", name="peft.tuners")
+
+        monkeypatch.setattr(info, "run", need_peft)
         assert main(["info"]) == 2
-        assert capsys.readouterr().err == "surm-kernels info: the package rich is missing: pip install rich\n"
+        assert capsys.readouterr().err == "surm-kernels info: the package peft is missing: pip install peft\n"
 
     def test_an_interruption_is_one_line(self, monkeypatch, capsys) -> None:
         def interrupt(arguments):
@@ -169,6 +167,48 @@ def test_a_whole_name_selects_itself_and_a_part_selects_all_that_have_it() -> No
     assert usage.select("--only", ["circulant"], names) == ["circulant"]
     assert usage.select("--only", ["dense", "circ"], names) == names
     assert usage.select("--only", None, names) == names
+
+
+class TestTerminal:
+    def test_a_table_has_its_first_column_on_the_left_and_folds_it(self, monkeypatch) -> None:
+        monkeypatch.setenv("COLUMNS", "36")
+        rows = [["circulant, forward and backward, float32", "1.5 ms\n(2.00×)"], ["copy", "12 µs"]]
+        assert terminal.table(["what", "time"], rows).splitlines() == [
+            "what                       time",
+            "──────────────────────  ───────",
+            "circulant, forward and   1.5 ms",
+            "backward, float32       (2.00×)",
+            "copy                      12 µs",
+        ]
+
+    def test_values_of_pairs_are_folded_beside_their_names(self, monkeypatch) -> None:
+        monkeypatch.setenv("COLUMNS", "30")
+        text = terminal.pairs([("a", "words that take more than a line"), ("long", "/no/blank/to/fold/this/path/at")])
+        assert text.splitlines() == [
+            "a     words that take more",
+            "      than a line",
+            "long  /no/blank/to/fold/this/path/at",
+        ]
+
+    def test_without_a_terminal_progress_is_a_line_for_each_beginning(self, capsys) -> None:
+        with terminal.Progress(2, "measuring") as progress:
+            for name in ("a", "b"):
+                progress.begin(f"measuring {name}")
+                progress.advance()
+            progress.print("done")
+        assert capsys.readouterr().out == "measuring a\nmeasuring b\ndone\n"
+
+    def test_on_a_terminal_a_line_moves_below_what_is_printed(self, monkeypatch, capsys) -> None:
+        monkeypatch.setenv("COLUMNS", "60")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        with terminal.Progress(2) as progress:
+            progress.begin("measuring " + 60 * "a")
+            progress.advance()
+            progress.print("a is fast")
+        drawn = capsys.readouterr().out.split("\r\x1b[K")
+        assert drawn[2] == "measuring aaaaaaaaaaaaaaaaaaa ━━━━━━━━━━────────── 1/2 0:00"
+        assert max(map(len, drawn)) < 60  # a full line would wrap
+        assert drawn[3:] == ["a is fast\n", drawn[2], ""]
 
 
 class TestInfo:
@@ -223,9 +263,9 @@ class TestCheck:
     def test_every_kernel_has_a_line_and_all_is_well(self, small_check, capsys) -> None:
         assert main(["check"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        for structure in check.STRUCTURES:
+        for family in check.FAMILIES:
             for name in check.MAPS:
-                (line,) = (one for one in lines if one.startswith(f"{structure.name:<20}{name:<15}"))
+                (line,) = (one for one in lines if one.startswith(f"{family.name:<20}{name:<15}"))
                 assert line.endswith("  ok")
         assert lines[-1].startswith("all 18 kernels ok")
 
@@ -703,7 +743,7 @@ class TestTune:
     def few_families(self, monkeypatch, tmp_path: Path):
         """Two families of small sizes, measured in no time, and a cache of the test's own."""
         few = {name: calibration.FAMILIES[name] for name in ("Circulant", "Structure")}
-        hasty = calibration.Effort(samples=1, seconds=0.0, sample_seconds=0.0)
+        hasty = measure.Effort(most=1, fewest=1, seconds=0.0, sample_seconds=0.0)
         for module, names in {
             tune: {"FAMILIES": few, "SIZES": (12, 48), "FULL": hasty, "QUICK": hasty},
             calibration: {"FAMILIES": few, "SIZES": (12, 48), "TOKENS": (2, 8)},

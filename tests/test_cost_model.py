@@ -15,6 +15,7 @@ from torch import Tensor
 
 from surm_kernels import _cache, _processor, cost_constants, cost_model, structures
 from surm_kernels.command import calibration
+from surm_kernels.command.bench.measure import Effort, samples
 from surm_kernels.cost_constants import Costs, Place, Table
 from surm_kernels.cost_model import break_even, break_even_at, prefers_merged
 from surm_kernels.structures import BlockCirculant, Circulant, Hydra, Kronecker, LowRank, Structure
@@ -140,9 +141,11 @@ class TestChoice:
 
 
 class TestConstants:
-    def test_every_public_structure_has_constants_of_its_own(self) -> None:
-        public = [getattr(structures, name) for name in structures.__all__]
+    def test_every_public_structure_has_constants_of_its_own_or_is_known_to_take_those_of_structure(self) -> None:
+        unmeasured = {"CirculantDiagonal", "Monarch"}
+        public = [getattr(structures, name) for name in structures.__all__ if name not in unmeasured]
         for table in cost_constants._shipped():
+            assert not unmeasured & {family.split()[0] for family in table.families}
             for structure in public:
                 assert any(family.split()[0] == structure.__name__ for family in table.families), structure
 
@@ -363,7 +366,7 @@ class TestCalibration:
     @pytest.mark.parametrize("dtype", cost_constants.MEASURED_TYPES)
     @pytest.mark.parametrize("name", calibration.FAMILIES)
     def test_every_family_can_be_measured(self, name: str, dtype: str) -> None:
-        effort = calibration.Effort(samples=1, seconds=0.0, sample_seconds=0.0)
+        effort = Effort(most=1, fewest=1, seconds=0.0, sample_seconds=0.0)
         structure = calibration.FAMILIES[name](24)
         found = calibration.costs(structure, getattr(torch, dtype), effort)
         assert all(math.isfinite(number) and number >= 0 for number in found)
@@ -371,17 +374,16 @@ class TestCalibration:
         assert max(found.linear_call, found.linear) > 0
         assert next(one for one in cost_constants.family_names(structure) if one in calibration.FAMILIES) == name
 
-    def test_a_call_that_is_short_is_repeated_and_all_are_timed_in_turns(self, monkeypatch) -> None:
+    def test_a_call_that_is_short_is_repeated_and_all_are_timed_in_turns(self) -> None:
         log: list[tuple[str, int]] = []
 
         def clock(call, calls: int) -> float:
             log.append((call, calls))
             return {"a": 1e-4, "b": 2e-2}[call]
 
-        monkeypatch.setattr(calibration, "wall_clock", clock)
-        effort = calibration.Effort(samples=2, seconds=1.0, sample_seconds=3e-4)
-        assert calibration.seconds(["a", "b"], effort) == [1e-4, 2e-2]
-        assert log == [("a", 1), ("a", 1), ("b", 1), *(("a", 3), ("b", 1)) * 2]
+        effort = Effort(most=2, fewest=2, seconds=0.0, long=calibration.LONG, sample_seconds=3e-4)
+        assert samples(["a", "b"], effort, clock) == [[1e-4] * 2, [2e-2] * 2]
+        assert log == [("a", 1), ("a", 1), ("b", 1), ("a", 3), ("b", 1), ("b", 1), ("a", 3)]
 
 
 def test_the_processor_has_a_name(monkeypatch, tmp_path: Path) -> None:

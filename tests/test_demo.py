@@ -204,9 +204,46 @@ class TestMissing:
 
     def test_a_run_that_fails_in_its_process(self) -> None:
         settings = training.Settings("surm", 1, 0, 1, seed=0, threads=1, adapter_learning_rate=0.01)
-        with pytest.raises(requirements.DemoError, match="demo: the surm run failed: ") as caught:
-            worker.run_in_process(settings, lambda event: None)
+        with (
+            pytest.raises(requirements.DemoError, match="demo: the surm run failed: ") as caught,
+            worker.Run(settings) as run,
+        ):
+            run.event()
         assert caught.value.exit_code == 1
+
+    def test_a_run_whose_process_dies(self) -> None:
+        settings = training.Settings("surm", 1, 1, 1, seed=0, threads=1, adapter_learning_rate=0.01)
+        with (
+            pytest.raises(requirements.DemoError, match="the surm run ended early, exit code -9"),
+            worker.Run(settings) as run,
+        ):
+            run._process.kill()
+            run.event()
+
+
+class Steps:
+    """A run of so many steps that notes when it takes one."""
+
+    def __init__(self, method: str, steps: int, log: list[str]) -> None:
+        self.method, self.steps, self.log = method, steps, log
+        self.result: str | None = None
+
+    def go_on(self) -> training.Event | None:
+        self.log.append(self.method)
+        if self.log.count(self.method) <= self.steps:
+            return training.Event(self.log.count(self.method), self.steps)
+        self.result = f"result of {self.method}"
+        return None
+
+
+def test_runs_take_their_steps_in_turns_in_an_order_that_rotates() -> None:
+    log: list[str] = []
+    shown: list[tuple[str, int]] = []
+    runs = [Steps("a", 3, log), Steps("b", 3, log), Steps("c", 2, log)]
+    worker.take_turns(runs, lambda method, event: shown.append((method, event.step)))
+    assert "".join(log) == "bcacababcba"
+    assert [run.result for run in runs] == ["result of a", "result of b", "result of c"]
+    assert shown == [(name, step) for step, names in enumerate(("bca", "cab", "ab"), 1) for name in names]
 
 
 class TestArguments:
@@ -301,6 +338,22 @@ class WordTokenizer:
 
 
 class TestTraining:
+    def test_features_of_a_frozen_encoder_are_computed_once_an_example(self) -> None:
+        seen: list[int] = []
+
+        class Encoder(torch.nn.Module):
+            def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
+                seen.extend(input_ids[:, 0].tolist())
+                return argparse.Namespace(last_hidden_state=input_ids.unsqueeze(-1).expand(-1, -1, 4).float())
+
+        model = models.SentenceClassifier(Encoder(), torch.nn.Linear(4, 2))
+        examples = data.EncodedExamples([[number, number] for number in range(5)], torch.zeros(5), padding=0)
+        whole, head = training.whole_model(model, examples), training.head_only(model, examples)
+        for indices in ([3, 1], [1, 4, 3], [0, 1, 2, 3, 4]):
+            assert torch.equal(head(indices), head(indices))
+        assert sorted(seen) == [0, 1, 2, 3, 4]
+        torch.testing.assert_close(head([2, 0]), whole([2, 0]))
+
     def test_evaluations_end_with_the_last_step(self) -> None:
         assert training.evaluation_steps(10, 5) == {2, 4, 6, 8, 10}
         assert training.evaluation_steps(1, 5) == {1}

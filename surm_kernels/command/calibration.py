@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import structures
-from surm_kernels.command.bench.measure import wall_clock
+from surm_kernels.command.bench.measure import Effort, samples
 from surm_kernels.cost_constants import MEASURED_TYPES, Costs
 from surm_kernels.structures import Structure
 from surm_kernels.structures.hydra_blocks import KINDS
@@ -74,31 +73,23 @@ FAMILIES: dict[str, Callable[[int], Structure]] = {
 }
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure a call: at most so many samples, in about so many seconds."""
-
-    samples: int
-    seconds: float
-    sample_seconds: float = 3e-4  # shorter calls are repeated within a sample
-
-
-FULL = Effort(samples=9, seconds=0.03)
-QUICK = Effort(samples=3, seconds=0.02)
-LONGEST = 1e-2  # seconds of a call that counts as long
+LONG = 1e-2  # seconds of a call
+FULL = Effort(most=9, fewest=1, seconds=0.09, long=LONG, sample_seconds=3e-4)
+QUICK = Effort(most=3, fewest=1, seconds=0.06, long=LONG, sample_seconds=3e-4)
 
 Families = dict[str, dict[str, dict[int, Costs]]]
 
 
-def measure(effort: Effort, advance: Callable[[str], object]) -> Families:
-    """The constants of every family, type and size; `advance` hears of each family before it is measured."""
+def measure(effort: Effort, begin: Callable[[str], object], advance: Callable[[], object]) -> Families:
+    """The constants of every family, type and size; `begin` hears of each family before it is measured."""
     families: Families = {}
     for name, make in FAMILIES.items():
-        advance(name)
+        begin(name)
         families[name] = {
             dtype: {size: costs(make(size), getattr(torch, dtype), effort) for size in SIZES}
             for dtype in MEASURED_TYPES
         }
+        advance()
     return families
 
 
@@ -130,7 +121,7 @@ def _times(
     """The seconds of each pass, for all TOKENS but the last where that takes long."""
     times: list[list[float]] = [[] for _ in passes]
     for tokens in TOKENS:
-        if tokens == TOKENS[-1] and max(of_pass[-1] for of_pass in times) > LONGEST:
+        if tokens == TOKENS[-1] and max(of_pass[-1] for of_pass in times) > LONG:
             break
         x = torch.randn(tokens, structure.in_features).to(dtype)
         g = torch.randn(tokens, structure.out_features).to(dtype)
@@ -141,18 +132,8 @@ def _times(
 
 
 def seconds(calls: Sequence[Callable[[], object]], effort: Effort) -> list[float]:
-    """The median time of each call, in turns, after two that do not count, or one where that is long."""
-    numbers = []
-    for call in calls:
-        first = wall_clock(call, 1)
-        once = wall_clock(call, 1) if first < LONGEST else first
-        numbers.append((max(1, math.ceil(effort.sample_seconds / once)), once))
-    turn = sum(number * once for number, once in numbers)
-    samples = min(effort.samples, max(1, int(len(calls) * effort.seconds / turn)))
-    turns = [
-        [wall_clock(call, number) for call, (number, _) in zip(calls, numbers, strict=True)] for _ in range(samples)
-    ]
-    return [statistics.median(of_call) for of_call in zip(*turns, strict=True)]
+    """The median time of each call, measured in turns."""
+    return [statistics.median(times) for times in samples(calls, effort)]
 
 
 def fit(tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:

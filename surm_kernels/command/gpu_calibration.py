@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
-from rich.console import Console
 
 from surm_kernels import gpu_rule
 from surm_kernels.block_kinds import CIRCULANT
@@ -24,7 +23,7 @@ REPEATS, WARM_UP = 11, 3
 Call = Callable[[], object]
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Measures and keeps the crossovers of a GPU, or shows or removes them."""
     if arguments.threads or arguments.output:
         raise UsageError("--device cuda: --threads and --output are for the processor's constants")
@@ -36,11 +35,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     elif not arguments.show:
         if missing := [why for why in _cuda.machine(device.index)[:2] if why]:
             raise UsageError(f"there is nothing to choose from: {'; '.join(missing)}")
-        file = gpu_rule.write(measure(device, lambda title: console.print(f"measuring {title}", highlight=False)), gpu)
+        file = gpu_rule.write(measure(device, lambda title: print(f"measuring {title}")), gpu)
         _cuda.forget()
-        console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
+        print(f"wrote {file}")
     constants = ", ".join(f"{name} {value}" for name, value in asdict(gpu_rule.crossovers_of(gpu)).items())
-    console.print(f"largest blocks that go to Triton on {gpu}: {constants}", highlight=False, soft_wrap=True)
+    print(f"largest blocks that go to Triton on {gpu}: {constants}")
     return 0
 
 

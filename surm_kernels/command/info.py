@@ -1,16 +1,13 @@
 """`surm-kernels info`: what is installed and what serves here, the first thing to add to a report of a problem."""
 
 import argparse
-import importlib
 import os
 from dataclasses import asdict
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from surm_kernels import _environment, _extension, cost_constants, gpu_rule, triton
-from surm_kernels.command import machine
+from surm_kernels.command import machine, terminal
 from surm_kernels.command.usage import threads_text
 
 
@@ -20,13 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the facts, then the environment variables."""
-    console = Console()
     for facts in (_facts(), _environment_variables()):
-        table = Table.grid(padding=(0, 2))
-        for name, value in facts:
-            table.add_row(name, value)
-        console.print(table, highlight=False, markup=False)
-        console.print()
+        print(terminal.pairs(facts), end="\n\n")
     return 0
 
 
@@ -77,10 +69,11 @@ def _cuda() -> str:
 
 
 def _triton() -> str:
-    """The version of Triton and the operators it has a kernel for."""
-    if not triton.available:
-        return f"none: {triton.reason}"
-    return f"{importlib.import_module('triton').__version__}: {', '.join(gpu_rule.TRITON_OPERATORS)}"
+    """The version of Triton, which is left for a tensor on a GPU to import, and the operators it has a kernel for."""
+    version = machine.versions("triton").get("triton")
+    if version is None:
+        return "none: Triton is not installed"
+    return triton.why_too_old(version) or f"{version}: {', '.join(gpu_rule.TRITON_OPERATORS)}"
 
 
 def _gpu() -> str:

@@ -50,7 +50,7 @@ def _module(command: str) -> Any:
     return importlib.import_module(f"surm_kernels.command.{command}")
 
 
-def _parser(chosen: str, module: Any) -> argparse.ArgumentParser:
+def _parser(command: str, module: Any) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="surm-kernels", description="Fast structured-matrix layers: what is installed, is it right, is it fast?"
     )
@@ -58,7 +58,7 @@ def _parser(chosen: str, module: Any) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        if name == chosen:
+        if name == command:
             module.add_arguments(subparser)
     return parser
 

@@ -21,6 +21,17 @@ def positive_integer(text: str) -> int:
     return value
 
 
+def add_threads(parser: argparse.ArgumentParser, each: str) -> None:
+    """An argument of numbers of threads; `each` says what there is for every one of them."""
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        type=positive_integer,
+        metavar="N",
+        help=f"numbers of threads, {each} (default: what torch chooses for this machine)",
+    )
+
+
 def threads_text(threads: int) -> str:
     """So many threads, in words."""
     return "1 thread" if threads == 1 else f"{threads} threads"
@@ -31,13 +42,13 @@ def select(option: str, asked: Iterable[str] | None, names: Iterable[str]) -> li
     known = list(dict.fromkeys(names))
     if asked is None:
         return known
-    chosen: set[str] = set()
+    matching: set[str] = set()
     for text in asked:
         found = {text} if text in known else {name for name in known if text in name}
         if not found:
             raise UsageError(f"{option}: nothing is called {text!r}; there are {', '.join(known)}")
-        chosen |= found
-    return [name for name in known if name in chosen]
+        matching |= found
+    return [name for name in known if name in matching]
 
 
 def check_writable(option: str, file: Path | None) -> None:

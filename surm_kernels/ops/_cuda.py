@@ -115,7 +115,7 @@ def machine(device: int) -> Machine:
     properties = torch.cuda.get_device_properties(device)
     shared_memory = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
     triton = importlib.import_module("surm_kernels.triton")
-    return Machine(_why_no_cuda((properties.major, properties.minor)), triton.reason, shared_memory)
+    return Machine(_why_no_cuda((properties.major, properties.minor)), triton.why_not(), shared_memory)
 
 
 def _why_no_cuda(capability: tuple[int, int]) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
+from surm_kernels._widening import widened
 from surm_kernels.ops._library import without_autocast
 
 
@@ -173,11 +174,6 @@ class Structure(ABC):
             raise ValueError(f"weight must have shape {wanted}, got {tuple(weight.shape)}")
 
 
-def widened(t: Tensor) -> Tensor:
-    """t in float32 at least."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
 def require_blocks(block_size: int | None, in_features: int, out_features: int) -> None:
     """None, or a size that divides both numbers of features."""
     if block_size is None:
@@ -232,6 +228,10 @@ def tied_means(dense: Callable[[Tensor], Tensor], size: Sequence[int], weight: T
     weight for the sums and to ones for their lengths.
     """
     inside = widened(weight)  # so that 16-bit means are rounded once
-    adjoint = torch.func.vjp(dense, inside.new_zeros(size))[1]
-    (sums,), (entries,) = adjoint(inside), adjoint(torch.ones_like(inside))
+    with torch.inference_mode(False), torch.enable_grad():
+        parameter = inside.new_zeros(size, requires_grad=True)
+        matrix = dense(parameter)
+    sums, entries = (
+        torch.autograd.grad(matrix, parameter, w, retain_graph=True)[0] for w in (inside, torch.ones_like(inside))
+    )
     return (sums / entries.clamp(min=1)).to(weight.dtype)

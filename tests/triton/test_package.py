@@ -12,14 +12,13 @@ IMPORT_WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None
 import surm_kernels.triton
-assert not surm_kernels.triton.available
-assert "Triton cannot be imported" in surm_kernels.triton.reason
+assert "Triton cannot be imported" in surm_kernels.triton.why_not()
 """
 
 IMPORT_AS_ON_A_GPU = """
 import importlib, pkgutil, surm_kernels.triton
 from triton.runtime import driver
-assert surm_kernels.triton.available and not surm_kernels.triton.reason
+assert not surm_kernels.triton.why_not()
 for module in pkgutil.iter_modules(surm_kernels.triton.__path__):
     importlib.import_module(f"surm_kernels.triton.{module.name}")
 assert driver._active is None and driver._default is None

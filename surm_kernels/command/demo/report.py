@@ -17,9 +17,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
 
+from surm_kernels.command import terminal
 from surm_kernels.command.demo.models import METHOD_TITLES
 from surm_kernels.command.demo.training import RunResult
 
@@ -30,29 +29,26 @@ MARKERS = {"probe": "s", "lora": "o", "surm": "D", "siva": "^"}
 SMOOTHING = 0.9
 
 
-def results_table(results: Sequence[RunResult]) -> Table:
+HEADINGS = (
+    "method", "test\naccuracy", "adapter\nparameters", "head\nparameters", "ms a step\n(median)", "training\nmemory",
+)  # fmt: skip
+
+
+def results_table(results: Sequence[RunResult]) -> str:
     """One row a run."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("method")
-    for heading in (
-        "test\naccuracy",
-        "adapter\nparameters",
-        "head\nparameters",
-        "ms a step\n(median)",
-        "training\nmemory",
-    ):
-        table.add_column(heading, justify="right")
-    for result in results:
-        memory = result.training_memory_megabytes
-        table.add_row(
-            METHOD_TITLES[result.method],
-            f"{result.test_accuracy:.3f}",
-            f"{result.adapter_parameters:,}",
-            f"{result.head_parameters:,}",
-            f"{result.step_milliseconds:.0f}",
-            "unknown" if memory is None else f"{memory:.0f} MB",
-        )
-    return table
+    return terminal.table(HEADINGS, [_cells(result) for result in results])
+
+
+def _cells(result: RunResult) -> list[str]:
+    memory = result.training_memory_megabytes
+    return [
+        METHOD_TITLES[result.method],
+        f"{result.test_accuracy:.3f}",
+        f"{result.adapter_parameters:,}",
+        f"{result.head_parameters:,}",
+        f"{result.step_milliseconds:.0f}",
+        "unknown" if memory is None else f"{memory:.0f} MB",
+    ]
 
 
 def _points(difference: float) -> str:
@@ -76,9 +72,10 @@ def summary_lines(results: Sequence[RunResult], test_examples: int) -> list[str]
     accuracy = results[-1].test_accuracy
     error = 100 * (accuracy * (1 - accuracy) / test_examples) ** 0.5
     lines.append(f"standard error of an accuracy over {test_examples:,} test reviews: {error:.1f} points")
+    lines.append("ms a step: median over the first epoch, in which all methods take every step in turns")
     lines.append("training memory: growth of the process's peak over its size with the model loaded")
     if probe:
-        lines.append("the probe's features are computed once; its ms a step count a forward pass all the same")
+        lines.append("the probe's features are computed once, in the first epoch; its later steps are the head's alone")
     return lines
 
 

@@ -1,8 +1,8 @@
 """One method trained and tested: the same examples, batches, head and schedule whichever the method.
 
-A step is timed from the choice of its examples to the end of the optimizer's update. The probe's features do not
-change, so they are computed once an example; its step counts the median forward pass of a training batch on top of the
-head's own step, which is what a step costs without that shortcut.
+A step is timed from the choice of its examples to the end of the optimizer's update, and between steps a run waits for
+its turn. The figure of a method is the median over the first epoch. There the probe computes the features of its
+examples, which do not change and are kept for the epochs that follow, whose steps are those of the head alone.
 """
 
 from __future__ import annotations
@@ -45,12 +45,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Event:
-    """What a run tells while it goes on: the step it has finished, its loss, and the last test accuracy."""
+    """What a run tells before it waits for its turn: how many steps are done, and the accuracy where it has tested."""
 
     step: int
     steps: int
-    stage: str
-    loss: float | None = None
     accuracy: float | None = None
 
 
@@ -74,6 +72,7 @@ class RunResult:
 
 
 Emit = Callable[[Event], None]
+LogitsOf = Callable[[Sequence[int]], torch.Tensor]  # of the examples at some indices
 
 
 class Tokenizer(Protocol):
@@ -91,62 +90,39 @@ def encode(snippets: Sequence[Snippet], tokenizer: Tokenizer) -> EncodedExamples
     return EncodedExamples(tokens, labels, tokenizer.pad_token_id)
 
 
-class WholeModel:
+def whole_model(model: SentenceClassifier, examples: EncodedExamples) -> LogitsOf:
     """Logits through encoder and head, for methods that train inside the encoder."""
 
-    def __init__(self, model: SentenceClassifier, train: EncodedExamples, test: EncodedExamples) -> None:
-        self.model, self.train, self.test = model, train, test
+    def logits(indices: Sequence[int]) -> torch.Tensor:
+        batch = examples.batch(indices)
+        found: torch.Tensor = model(batch.tokens, batch.mask)
+        return found
 
-    def train_logits(self, indices: Sequence[int]) -> torch.Tensor:
-        """Logits of the training examples at `indices`."""
-        batch = self.train.batch(indices)
-        logits: torch.Tensor = self.model(batch.tokens, batch.mask)
-        return logits
-
-    def test_accuracy(self) -> float:
-        """Share of all test examples that are classified correctly."""
-        correct = 0
-        with torch.inference_mode():
-            for indices in self.test.sorted_batches(TEST_BATCH_SIZE):
-                batch = self.test.batch(indices)
-                correct += int((self.model(batch.tokens, batch.mask).argmax(dim=1) == batch.labels).sum())
-        return correct / len(self.test)
+    return logits
 
 
-class HeadOnly:
-    """Logits of the head over features of the frozen encoder, computed once an example."""
-
-    def __init__(self, model: SentenceClassifier, train: EncodedExamples, test: EncodedExamples) -> None:
-        self.model, self.test_labels = model, test.labels
-        self.train_features, seconds = frozen_features(model, train, BATCH_SIZE)
-        self.batch_seconds = statistics.median(seconds)
-        self.test_features, _ = frozen_features(model, test, TEST_BATCH_SIZE)
-
-    def train_logits(self, indices: Sequence[int]) -> torch.Tensor:
-        """Logits of the training examples at `indices`."""
-        logits: torch.Tensor = self.model.head(self.train_features[list(indices)])
-        return logits
-
-    def test_accuracy(self) -> float:
-        """Share of all test examples that are classified correctly."""
-        with torch.no_grad():
-            predictions = self.model.head(self.test_features).argmax(dim=1)
-        return int((predictions == self.test_labels).sum()) / len(self.test_labels)
-
-
-def frozen_features(
-    model: SentenceClassifier, examples: EncodedExamples, batch_size: int
-) -> tuple[torch.Tensor, list[float]]:
-    """The encoder's features of all examples, (examples, hidden), and the seconds that each batch took."""
-    seconds: list[float] = []
+def head_only(model: SentenceClassifier, examples: EncodedExamples) -> LogitsOf:
+    """Logits of the head over the frozen encoder's features, which are computed once an example."""
     rows: dict[int, torch.Tensor] = {}
-    with torch.no_grad():
-        for indices in examples.sorted_batches(batch_size):
-            start = time.perf_counter()
-            batch = examples.batch(indices)
-            rows.update(zip(indices, model.features(batch.tokens, batch.mask), strict=True))
-            seconds.append(time.perf_counter() - start)
-    return torch.stack([rows[index] for index in range(len(examples))]), seconds
+
+    def logits(indices: Sequence[int]) -> torch.Tensor:
+        if missing := [index for index in indices if index not in rows]:
+            batch = examples.batch(missing)
+            with torch.no_grad():
+                rows.update(zip(missing, model.features(batch.tokens, batch.mask), strict=True))
+        found: torch.Tensor = model.head(torch.stack([rows[index] for index in indices]))
+        return found
+
+    return logits
+
+
+def accuracy(logits_of: LogitsOf, examples: EncodedExamples) -> float:
+    """Share of all examples that are classified correctly."""
+    correct = 0
+    with torch.inference_mode():
+        for indices in examples.sorted_batches(TEST_BATCH_SIZE):
+            correct += int((logits_of(indices).argmax(dim=1) == examples.labels[indices]).sum())
+    return correct / len(examples)
 
 
 def all_batches(examples: EncodedExamples, epochs: int, seed: int) -> list[list[int]]:
@@ -178,7 +154,7 @@ def make_optimizer(
 
 def training_steps(
     model: SentenceClassifier,
-    logits_of: Callable[[Sequence[int]], torch.Tensor],
+    logits_of: LogitsOf,
     labels: torch.Tensor,
     batches: Sequence[Sequence[int]],
     adapter_learning_rate: float,
@@ -201,41 +177,37 @@ def training_steps(
 def run_method(
     model: SentenceClassifier, train: EncodedExamples, test: EncodedExamples, settings: Settings, emit: Emit
 ) -> RunResult:
-    """Trains `model` in place and returns its figures; `emit` hears of every step."""
+    """Trains `model` in place and returns its figures; `emit` hears of every step and test, and keeps it waiting."""
     memory = PeakMemory.start()
-    start = time.perf_counter()
     batches = all_batches(train, settings.epochs, settings.seed)
     steps, evaluate_after = len(batches), evaluation_steps(len(batches))
     frozen = not model.adapter_parameters()
-    if frozen:
-        emit(Event(0, steps, "frozen features"))
-    job = HeadOnly(model, train, test) if frozen else WholeModel(model, train, test)
+    logits_of = head_only if frozen else whole_model
+    train_logits, test_logits = logits_of(model, train), logits_of(model, test)
     losses: list[float] = []
     seconds: list[float] = []
     accuracies: list[tuple[int, float]] = []
-    for loss, duration in training_steps(
-        model, job.train_logits, train.labels, batches, settings.adapter_learning_rate
-    ):
+    emit(Event(0, steps))
+    for loss, duration in training_steps(model, train_logits, train.labels, batches, settings.adapter_learning_rate):
         losses.append(loss)
         seconds.append(duration)
-        emit(Event(len(losses), steps, "training", loss))
+        emit(Event(len(losses), steps))
         if len(losses) in evaluate_after:
-            emit(Event(len(losses), steps, "testing", loss))
-            accuracies.append((len(losses), job.test_accuracy()))
-            emit(Event(len(losses), steps, "training", loss, accuracies[-1][1]))
-    step_seconds = statistics.median(seconds)
-    forward_seconds = job.batch_seconds if isinstance(job, HeadOnly) else 0.0
+            accuracies.append((len(losses), accuracy(test_logits, test)))
+            emit(Event(len(losses), steps, accuracies[-1][1]))
+    first_epoch = steps // settings.epochs
+    later = seconds[first_epoch:]
     return RunResult(
         method=settings.method,
         test_accuracy=accuracies[-1][1],
         adapter_parameters=sum(parameter.numel() for parameter in model.adapter_parameters()),
         head_parameters=sum(parameter.numel() for parameter in model.head.parameters()),
         adapter_learning_rate=settings.adapter_learning_rate,
-        step_milliseconds=1e3 * (step_seconds + forward_seconds),
-        head_step_milliseconds=1e3 * step_seconds if frozen else None,
+        step_milliseconds=1e3 * statistics.median(seconds[:first_epoch]),
+        head_step_milliseconds=1e3 * statistics.median(later) if frozen and later else None,
         training_memory_megabytes=memory.growth(),
         peak_resident_megabytes=memory.peak(),
-        training_seconds=time.perf_counter() - start,
+        training_seconds=sum(seconds),
         threads=torch.get_num_threads(),
         losses=losses,
         accuracies=accuracies,
