@@ -9,6 +9,7 @@ from torch import Tensor
 from surm_kernels import _checks
 from surm_kernels._widening import wide_type
 from surm_kernels.ops import _mode
+from surm_kernels.ops._outputs import in_shape
 from surm_kernels.ops._primitive import Primitive
 
 #: What reaches an operator in float32 where the answer has 16 bits. "repeated" parameters fill several places of an
@@ -40,7 +41,7 @@ def product(
     w = make(*[cast(parameter, parameter_type) for parameter in parameters.values()])
     outputs, inputs = w.sizes
     rows, start = _rows(x, parameters, base, outputs, inputs, token_type)
-    return cast(w.product(rows, start, float(scale)), result).view(*x.shape[:-1], outputs)
+    return in_shape(cast(w.product(rows, start, float(scale)), result), *x.shape[:-1], outputs)
 
 
 def composed(
@@ -61,7 +62,7 @@ def composed(
     outputs, inputs = sizes
     rows, start = _rows(x, parameters, base, outputs, inputs, token_type)
     arguments = [cast(parameter, parameter_type) for parameter in parameters.values()]
-    return cast(operator(rows, *arguments, start, float(scale)), result).view(*x.shape[:-1], outputs)
+    return in_shape(cast(operator(rows, *arguments, start, float(scale)), result), *x.shape[:-1], outputs)
 
 
 def _types(

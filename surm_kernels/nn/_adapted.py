@@ -172,4 +172,7 @@ def _plus_product(start: Tensor, left: Tensor, right: Tensor, others: Sequence[T
     """`start + left @ right`, in place where start is a tensor of its own."""
     storage = start.untyped_storage()._cdata  # fake tensors have it, unlike data_ptr
     own = start.is_contiguous() and all(other.untyped_storage()._cdata != storage for other in others)
-    return start.addmm_(left, right) if own else torch.addmm(start, left, right)
+    if not own:
+        return torch.addmm(start, left, right)
+    # torch would refuse to change a view in place that comes out of an autograd.Function.
+    return (start.detach() if start._is_view() else start).addmm_(left, right)

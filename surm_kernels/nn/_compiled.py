@@ -1,8 +1,5 @@
-"""An adapted layer as torch.compile sees it: a call, `traced`, whose inside it does not read but differentiates."""
+"""An adapted layer as torch.compile sees it: a call whose inside it does not read, but differentiates."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -12,17 +9,11 @@ from surm_kernels.nn._strategy import merges
 _pytree.register_constant(Update)  # torch.compile takes it as it is
 
 
-def _traced(update: Update, x: Tensor, weight: Tensor, bias: Tensor | None, *parameters: Tensor) -> Tensor:
+def traced(update: Update, x: Tensor, weight: Tensor, bias: Tensor | None, *parameters: Tensor) -> Tensor:
+    """`Adapted` of tensors without values; a merged weight is formed in every call, forward and backward."""
     need_parameters = any(parameter.requires_grad for parameter in parameters)
     merged = None
     if merges(update, x, weight, parameters, x.requires_grad, need_parameters, size=None):
         merged = update.merged(x, weight, parameters)
-    return Adapted.apply(update, merged, x, weight, bias, *parameters)
-
-
-def __getattr__(name: str) -> Any:
-    if name != "traced":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Only when a layer is compiled: torch._dynamo takes a second to import.
-    globals()[name] = traced = torch._dynamo.nonstrict_trace(_traced)
-    return traced
+    output: Tensor = Adapted.apply(update, merged, x, weight, bias, *parameters)
+    return output

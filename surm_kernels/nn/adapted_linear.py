@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from surm_kernels import _checks, siva
 from surm_kernels.functional._product import cast
-from surm_kernels.nn import _compiled
 from surm_kernels.nn._adapted import Adapted, Update
 from surm_kernels.nn._base import compute_dtype, frozen, place, require_base, require_frozen
+from surm_kernels.nn._compiled import traced
 from surm_kernels.nn._constants import ConstantBuffers
 from surm_kernels.nn._kept import KeptProduct, MergedWeight, Product
 from surm_kernels.nn._strategy import RelativeSize, merges, require_strategy
 from surm_kernels.nn.structured_linear import plain_linear
 from surm_kernels.ops import _mode
 from surm_kernels.ops._library import without_autocast
+from surm_kernels.ops._outputs import in_shape
 from surm_kernels.structures import Siva, Structure
 
 #: Up to this many tokens a product by a spectrum that is kept is faster by more than a tenth.
@@ -174,10 +175,11 @@ class AdaptedLinear(ConstantBuffers):
         bias = None if bias is None else cast(bias, dtype)
         parameters = [cast(parameter, dtype) for parameter in stored]
         if torch.compiler.is_compiling():
-            y = _compiled.traced(self._update, rows, weight, bias, *parameters)
+            # Not a decorator, which would import Dynamo, and Triton with it, for everybody.
+            y = torch._dynamo.nonstrict_trace(traced)(self._update, rows, weight, bias, *parameters)
         else:
             y = self._call(rows, weight, bias, parameters)
-        return y if flat else y.view(*x.shape[:-1], self.out_features)
+        return y if flat else in_shape(y, *x.shape[:-1], self.out_features)
 
     def _call(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameters: Sequence[Tensor]) -> Tensor:
         update, recording = self._update, torch.is_grad_enabled()
