@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import platform
+import runpy
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -58,6 +59,12 @@ def sources(pattern: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
 
 
+def namespace_flags() -> tuple[str, ...]:
+    """What tells the glue the namespaces of the operators."""
+    names = runpy.run_path(str(ROOT / "surm_kernels/_namespace.py"))
+    return tuple(f"-DSURM_{name}={names[name]}" for name in ("NAMESPACE", "CUDA_NAMESPACE"))
+
+
 def reason_not_to_build() -> str | None:
     """Why the package goes without its compiled library, or None; raises BuildError where that was ruled out."""
     asked = switch("SURM_KERNELS_EXTENSION")
@@ -107,7 +114,7 @@ def plain_steps(target: Target) -> list[Step]:
         defines += ["-DSURM_WITH_CUDA=1", f'-DSURM_CUDA_ARCHITECTURES="{architectures}"']
     glue = sources("csrc/*.cpp")
     rest = [*sources("csrc/plan/*.cpp"), *sources("csrc/cpu/*.cpp")]
-    torch_flags = ("-isystem", str(target.torch / "include"), *TORCH_FLAGS)
+    torch_flags = ("-isystem", str(target.torch / "include"), *TORCH_FLAGS, *namespace_flags())
     steps = []
     for source in glue + [name for name in rest if not name.endswith("_kernels.cpp")]:
         flags = (*COMMON_FLAGS, *defines, *(torch_flags if source in glue else ()), *target.extra_flags)

@@ -2,7 +2,6 @@
 // own chunks of tokens, and the CPU kernels between them. Nothing of tokens × k is ever in memory.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <array>
@@ -35,12 +34,14 @@ Tensor transposed_matrix(const Tensor& t, int64_t group) { return torch::stable:
 
 // out = left · right. Below the dispatcher, so that a worker thread does what the calling one would do.
 void multiply(const Tensor& left, const Tensor& right, const Tensor& out) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
+  in_words_of_torch(out, [&] { TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get())); });
 }
 
 // out = base + left · right.
 void multiply(const Tensor& base, const Tensor& left, const Tensor& right, const Tensor& out) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), base.get(), left.get(), right.get(), 1, 1));
+  in_words_of_torch(out, [&] {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), base.get(), left.get(), right.get(), 1, 1));
+  });
 }
 
 // The tokens of every problem in even chunks whose number depends on the shape alone, so that results do not depend on
@@ -108,7 +109,7 @@ Tensor diagonal(const Tensor& x, const Tensor& u, const Tensor& s_in, const Tens
   check_factors(x, u, v);
   check_values(s_in, u);
   const int64_t k = s_in.size(1);
-  const Tensor s = torch::stable::contiguous(s_in);
+  const Tensor s = made_contiguous(s_in);
   Tensor y = empty_rows(x, {x.size(0), x.size(1), u.size(1)});
   if (base.has_value()) check_base(*base, y);
   const Chunks chunks(x, k);
@@ -132,8 +133,7 @@ Tensor gradients(const Tensor& g, const Tensor& x, const Tensor& u, const Tensor
   const int64_t k = u.size(2);
   const Chunks chunks(x, k);
   const bool is_double = storage_type(x) == surm::StorageType::kFloat64;
-  const auto sum_type = is_double ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
-  Tensor sums = torch::stable::new_empty(x, {x.size(0), chunks.count(), k}, sum_type);
+  Tensor sums = empty(x, {x.size(0), chunks.count(), k}, is_double ? ScalarType::Double : ScalarType::Float);
   Tensor s_gradient = empty(x, {x.size(0), k});
   chunks.run([&](int64_t begin, int64_t end) {
     const Tensor p_buffer = chunks.buffer(x, k), q_buffer = chunks.buffer(x, k);
@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor> diagonal_backward(const Tensor& g, const Tensor& x, c
   check_factors(x, u, v);
   check_values(s_in, u);
   check_cotangent(g, x, u);
-  const Tensor s = torch::stable::contiguous(s_in);
+  const Tensor s = made_contiguous(s_in);
   Tensor x_gradient = empty_rows(x, {x.size(0), x.size(1), x.size(2)});
   Tensor s_gradient = gradients(g, x, u, &s, v, scale, &x_gradient);
   return {x_gradient, s_gradient};
@@ -171,8 +171,8 @@ std::tuple<Tensor, Tensor> diagonal_backward(const Tensor& g, const Tensor& x, c
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
-  m.impl("diagonal", TORCH_BOX(&diagonal));
-  m.impl("diagonal_pullback", TORCH_BOX(&diagonal_pullback));
-  m.impl("diagonal_backward", TORCH_BOX(&diagonal_backward));
+STABLE_TORCH_LIBRARY_IMPL(SURM_NAMESPACE, CPU, m) {
+  m.impl("diagonal", SURM_BOX(diagonal));
+  m.impl("diagonal_pullback", SURM_BOX(diagonal_pullback));
+  m.impl("diagonal_backward", SURM_BOX(diagonal_backward));
 }

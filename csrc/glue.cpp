@@ -1,15 +1,29 @@
 // What the glue files share, see glue.h.
 #include "glue.h"
 
-#include <torch/headeronly/core/ScalarType.h>
+#include <stdexcept>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
+// In torch from 2.13 on: the message of the last failure on this thread.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace surm::glue {
 
-using torch::headeronly::ScalarType;
+void raise_in_words_of_torch(const std::exception& error, const Tensor& like) {
+  if (torch_exception_get_what_without_backtrace != nullptr) {
+    throw std::runtime_error(torch_exception_get_what_without_backtrace());
+  }
+  const char* words = like.is_cuda() ? "CUDA out of memory. " : "DefaultCPUAllocator: can't allocate memory: ";
+  throw std::runtime_error(std::string(words) + error.what());
+}
+
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, std::optional<ScalarType> type) {
+  return in_words_of_torch(like, [&] { return torch::stable::new_empty(like, size, type); });
+}
 
 StorageType storage_type(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -28,7 +42,7 @@ StorageType storage_type(const Tensor& tensor) {
 
 Tensor with_contiguous_rows(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
-  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : torch::stable::contiguous(tensor);
+  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : made_contiguous(tensor);
 }
 
 ConstRows rows_of(const Tensor& tensor) { return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)}; }

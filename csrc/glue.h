@@ -4,16 +4,23 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <exception>
 #include <initializer_list>
+#include <new>
 #include <optional>
+#include <stdexcept>
 
 #include "cpu/interface.h"
 
 namespace surm::glue {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+[[noreturn]] void raise_in_words_of_torch(const std::exception& error, const Tensor& like);
 
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& like) {
   STD_TORCH_CHECK(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
@@ -32,12 +39,37 @@ inline void check_size(const char* what, int64_t got, int64_t wanted) {
   STD_TORCH_CHECK(got == wanted, "surm_kernels: ", what, " must be ", wanted, ", got ", got);
 }
 
-inline void check_sign(int64_t sign) {
-  STD_TORCH_CHECK(sign == 1 || sign == -1, "surm_kernels: sign must be 1 or -1, got ", sign);
+// Calls torch for a tensor like this one, which can only fail for want of memory. The stable ABI says no more than
+// which call failed; what is raised has torch's own words, which users and their tools know.
+template <class Call>
+auto in_words_of_torch(const Tensor& like, const Call& call) {
+  try {
+    return call();
+  } catch (const std::exception& error) {
+    raise_in_words_of_torch(error, like);
+  }
 }
 
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
-  return torch::stable::new_empty(like, size);
+// An operator that says in the words of torch's allocator that it found no memory to work in.
+template <auto kOperator>
+struct Guarded;
+template <class Result, class... Arguments, Result (*kOperator)(Arguments...)>
+struct Guarded<kOperator> {
+  static Result call(Arguments... arguments) {
+    try {
+      return kOperator(arguments...);
+    } catch (const std::bad_alloc&) {
+      throw std::runtime_error("surm_kernels: DefaultCPUAllocator: can't allocate memory that an operator works in");
+    }
+  }
+};
+#define SURM_BOX(...) TORCH_BOX((&surm::glue::Guarded<&__VA_ARGS__>::call))
+
+// Memory like another tensor's, of its type or of another.
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, std::optional<ScalarType> type = std::nullopt);
+
+inline Tensor made_contiguous(const Tensor& tensor) {
+  return in_words_of_torch(tensor, [&] { return torch::stable::contiguous(tensor); });
 }
 
 surm::StorageType storage_type(const Tensor& tensor);

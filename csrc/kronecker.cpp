@@ -26,7 +26,7 @@ Tensor kronecker(const Tensor& x_in, const Tensor& a_in, const Tensor& b_in, con
                  double scale, bool transposed) {
   const KroneckerShape shape = shape_of(x_in, a_in, b_in, transposed);
   const Tensor x = with_contiguous_rows(x_in);
-  const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  const Tensor a = made_contiguous(a_in), b = made_contiguous(b_in);
   Tensor y = empty_rows(x, {shape.groups, shape.tokens, transposed ? shape.q * shape.s : shape.p * shape.r});
   const Base base(base_in, y);
   if (y.numel() > 0) {
@@ -44,8 +44,8 @@ void gradients(const Tensor& g_in, const Tensor& x_in, const Tensor* a_in, const
                const KroneckerShape& shape, double scale, Tensor* x_gradient, Tensor* a_gradient, Tensor* b_gradient) {
   const Tensor g = with_contiguous_rows(g_in), x = with_contiguous_rows(x_in);
   Tensor a, b;
-  if (a_in != nullptr) a = torch::stable::contiguous(*a_in);
-  if (b_in != nullptr) b = torch::stable::contiguous(*b_in);
+  if (a_in != nullptr) a = made_contiguous(*a_in);
+  if (b_in != nullptr) b = made_contiguous(*b_in);
   surm::cpu::instruction_set().kronecker->backward(
       storage_type(x), shape, rows_of(g), rows_of(x), a_in != nullptr ? a.const_data_ptr() : nullptr,
       b_in != nullptr ? b.const_data_ptr() : nullptr, scale, data_of(x_gradient), data_of(a_gradient),
@@ -98,9 +98,9 @@ std::tuple<Tensor, Tensor, Tensor> kronecker_backward(const Tensor& g, const Ten
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) {
-  m.impl("kronecker", TORCH_BOX(&kronecker));
-  m.impl("kronecker_pullback_left", TORCH_BOX(&kronecker_pullback_left));
-  m.impl("kronecker_pullback_right", TORCH_BOX(&kronecker_pullback_right));
-  m.impl("kronecker_backward", TORCH_BOX(&kronecker_backward));
+STABLE_TORCH_LIBRARY_IMPL(SURM_NAMESPACE, CPU, m) {
+  m.impl("kronecker", SURM_BOX(kronecker));
+  m.impl("kronecker_pullback_left", SURM_BOX(kronecker_pullback_left));
+  m.impl("kronecker_pullback_right", SURM_BOX(kronecker_pullback_right));
+  m.impl("kronecker_backward", SURM_BOX(kronecker_backward));
 }

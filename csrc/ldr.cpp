@@ -2,4 +2,4 @@
 #include "cpu_kernels.h"
 #include "ldr_operators.h"
 
-STABLE_TORCH_LIBRARY_IMPL(surm_kernels, CPU, m) { surm::glue::implement_ldr<surm::glue::CpuKernels>(m); }
+STABLE_TORCH_LIBRARY_IMPL(SURM_NAMESPACE, CPU, m) { surm::glue::implement_ldr<surm::glue::CpuKernels>(m); }

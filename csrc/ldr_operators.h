@@ -37,7 +37,7 @@ Tensor ldr(const Tensor& x_in, const Tensor& left_in, const Tensor& right_in, co
   const int64_t out_size = transposed ? x_in.size(2) : width, in_size = transposed ? width : x_in.size(2);
   const LdrShape shape = ldr_shape(left_in, x_in.size(1), out_size, in_size, transposed, reflected);
   const Tensor x = with_contiguous_rows(x_in);
-  const Tensor left = torch::stable::contiguous(left_in), right = torch::stable::contiguous(right_in);
+  const Tensor left = made_contiguous(left_in), right = made_contiguous(right_in);
   Tensor y = Kernels::empty_rows(x, {shape.groups, shape.tokens, width});
   const Base base(base_in, y);
   if (y.numel() > 0) {
@@ -60,8 +60,8 @@ void ldr_gradients(const Tensor& g_in, const Tensor& x_in, const Tensor* left_in
   const LdrShape shape = ldr_shape(like, x_in.size(1), g_in.size(2), x_in.size(2), false, reflected);
   const Tensor g = with_contiguous_rows(g_in), x = with_contiguous_rows(x_in);
   Tensor left, right;
-  if (left_in != nullptr) left = torch::stable::contiguous(*left_in);
-  if (right_in != nullptr) right = torch::stable::contiguous(*right_in);
+  if (left_in != nullptr) left = made_contiguous(*left_in);
+  if (right_in != nullptr) right = made_contiguous(*right_in);
   if (x_gradient != nullptr) *x_gradient = Kernels::empty_rows(x, {x.size(0), x.size(1), x.size(2)});
   if (left_gradient != nullptr) *left_gradient = empty(x, {shape.groups, shape.rank, shape.size});
   if (right_gradient != nullptr) *right_gradient = empty(x, {shape.groups, shape.rank, shape.size});
@@ -96,10 +96,10 @@ std::tuple<Tensor, Tensor, Tensor> ldr_backward(const Tensor& g, const Tensor& x
 
 template <class Kernels>
 void implement_ldr(torch::stable::detail::StableLibrary& m) {
-  m.impl("ldr", TORCH_BOX(&ldr<Kernels>));
-  m.impl("ldr_pullback_left", TORCH_BOX(&ldr_pullback_left<Kernels>));
-  m.impl("ldr_pullback_right", TORCH_BOX(&ldr_pullback_right<Kernels>));
-  m.impl("ldr_backward", TORCH_BOX(&ldr_backward<Kernels>));
+  m.impl("ldr", SURM_BOX(ldr<Kernels>));
+  m.impl("ldr_pullback_left", SURM_BOX(ldr_pullback_left<Kernels>));
+  m.impl("ldr_pullback_right", SURM_BOX(ldr_pullback_right<Kernels>));
+  m.impl("ldr_backward", SURM_BOX(ldr_backward<Kernels>));
 }
 
 }  // namespace surm::glue

@@ -1,16 +1,13 @@
-// The operators of CUDA C++, a library of their own: `surm_kernels_cuda` has the schemas of `surm_kernels`, whose
-// Python side chooses between them, Triton and the reference. The kernels see no torch and the CUDA runtime is linked
+// The operators of CUDA C++, in a namespace of their own with the same schemas: Python chooses between them, Triton and
+// the reference. The kernels see no torch and the CUDA runtime is linked
 // statically, so the library loads on a CPU-only torch as well; the current stream is looked up in torch at run time.
 //
-// With SURM_EMULATED the tests compile this file and the kernels for the CPU: the operators then take CPU tensors, and
-// whoever loads them defines the schemas, unless the package's own library has.
+// With SURM_EMULATED the tests compile this file and the kernels for the CPU: the operators then take CPU tensors.
 #if SURM_WITH_CUDA || SURM_EMULATED
 
 #include "cuda_kernels.h"
-#include "krylov_operators.h"
+#include "grid_operators.h"
 #include "ldr_operators.h"
-#include "schemas.h"
-#include "toeplitz_operators.h"
 
 #if SURM_EMULATED
 #define SURM_CUDA_KEY CPU
@@ -65,19 +62,12 @@ OnDevice::OnDevice(const Tensor& tensor)
 
 OnDevice::~OnDevice() = default;
 
-Tensor workspace(const Tensor& like, int64_t bytes) {
-  return torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
-}
+Tensor workspace(const Tensor& like, int64_t bytes) { return empty(like, {bytes}, ScalarType::Byte); }
 
 }  // namespace surm::glue
 
-#if !SURM_EMULATED
-STABLE_TORCH_LIBRARY(surm_kernels_cuda, m) { surm::glue::define_transforms(m); }
-#endif
-
-STABLE_TORCH_LIBRARY_IMPL(surm_kernels_cuda, SURM_CUDA_KEY, m) {
-  surm::glue::implement_krylov<surm::glue::CudaKernels>(m);
-  surm::glue::implement_toeplitz<surm::glue::CudaKernels>(m);
+STABLE_TORCH_LIBRARY_IMPL(SURM_CUDA_NAMESPACE, SURM_CUDA_KEY, m) {
+  surm::glue::implement_grid<surm::glue::CudaKernels>(m);
   surm::glue::implement_ldr<surm::glue::CudaKernels>(m);
 }
 
@@ -85,16 +75,11 @@ STABLE_TORCH_LIBRARY_IMPL(surm_kernels_cuda, SURM_CUDA_KEY, m) {
 
 #define SURM_VISIBLE extern "C" __attribute__((visibility("default")))
 
-SURM_VISIBLE int64_t surm_kernels_cuda_krylov_shared_bytes(int64_t type, int64_t out_blocks, int64_t in_blocks,
-                                                           int64_t block, int64_t gradient) {
-  const surm::KrylovShape shape{1, 2, out_blocks, in_blocks, block, 1, false};
-  return surm_cuda_krylov_shared_bytes(static_cast<surm::StorageType>(type), &shape, gradient != 0);
-}
-
-SURM_VISIBLE int64_t surm_kernels_cuda_toeplitz_shared_bytes(int64_t type, int64_t out_blocks, int64_t in_blocks,
-                                                             int64_t rows, int64_t columns, int64_t gradient) {
-  const surm::ToeplitzShape shape{1, 2, out_blocks, in_blocks, rows, columns, false, false};
-  return surm_cuda_toeplitz_shared_bytes(static_cast<surm::StorageType>(type), &shape, gradient != 0);
+SURM_VISIBLE int64_t surm_kernels_cuda_grid_shared_bytes(int64_t type, int64_t kind, int64_t out_blocks,
+                                                         int64_t in_blocks, int64_t rows, int64_t columns,
+                                                         int64_t gradient) {
+  const surm::GridShape shape{1, 2, out_blocks, in_blocks, rows, columns, static_cast<surm::BlockKind>(kind), false};
+  return surm_cuda_grid_shared_bytes(static_cast<surm::StorageType>(type), &shape, gradient != 0);
 }
 
 SURM_VISIBLE int64_t surm_kernels_cuda_ldr_shared_bytes(int64_t type, int64_t rank, int64_t size, int64_t gradient) {

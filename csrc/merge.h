@@ -1,8 +1,6 @@
 // What the operators that merge a structured matrix into a weight share: the checks of the two matrices.
 #pragma once
 
-#include <torch/headeronly/core/ScalarType.h>
-
 #include "glue.h"
 
 namespace surm::glue {
@@ -17,7 +15,7 @@ inline surm::Merge merge_of(const Tensor& weight, Tensor& out, int64_t rows, int
   }
   check_device(weight, "weight", out);
   STD_TORCH_CHECK(out.stride(1) == 1 || columns <= 1, "surm_kernels: the values of a row of out must be contiguous");
-  constexpr auto kFloat = torch::headeronly::ScalarType::Float;
+  constexpr auto kFloat = ScalarType::Float;
   STD_TORCH_CHECK(
       weight.scalar_type() == out.scalar_type() || weight.scalar_type() == kFloat || out.scalar_type() == kFloat,
       "surm_kernels: weight and out must have one dtype, or one of them float32");

@@ -27,28 +27,29 @@ struct Merge {
   bool in_float64() const { return weight_type == StorageType::kFloat64 || out_type == StorageType::kFloat64; }
 };
 
-// W(v) of M·b × K·b: block (p, q) is the f-circulant matrix with first column v[p, q], f = sign.
-struct KrylovShape {
-  int64_t groups;      // independent problems
-  int64_t tokens;      // rows of x in each
-  int64_t out_blocks;  // M
-  int64_t in_blocks;   // K
-  int64_t block;       // b
-  int sign;            // f: +1 or -1
-  bool transposed;     // the product is with Wᵀ: rows of M·b go in, rows of K·b come out
+// How a block of m × n repeats the values of its parameter; numbered as the operators' `kind` is.
+enum class BlockKind {
+  kCirculant,      // W[i, j] = v[(i - j) mod n], m = n
+  kSkewCirculant,  // the same, with the other sign where i < j
+  kToeplitz,       // W[i, j] = v[i - j + n - 1]
+  kHankel,         // W[i, j] = v[i + j]
 };
+constexpr int kBlockKinds = 4;
 
-// W(t) of M·m × K·n: block (p, q) is W[i, j] = t[p, q, i - j + n - 1], or t[p, q, i + j] if reflected.
-struct ToeplitzShape {
+// W(v) of M·m × K·n: block (p, q) repeats the values v[p, q].
+struct GridShape {
   int64_t groups;      // independent problems
   int64_t tokens;      // rows of x in each
   int64_t out_blocks;  // M
   int64_t in_blocks;   // K
   int64_t rows;        // m
   int64_t columns;     // n
-  bool transposed;     // the product is with Wᵀ: rows of M·m go in, rows of K·n come out
-  bool reflected;      // Hankel
-  bool wide = false;   // t and its gradient are in the type of the arithmetic, not in that of the rows
+  BlockKind kind;
+  bool transposed;    // the product is with Wᵀ: rows of M·m go in, rows of K·n come out
+  bool wide = false;  // v and its gradient are in the type of the arithmetic, not in that of the rows
+
+  int64_t height() const { return out_blocks * rows; }
+  int64_t width() const { return in_blocks * columns; }
 };
 
 // The top left out_size × in_size part of the n × n matrix W = Σ_l Z_1(left_l) Z_-1(right_l), times J if reflected.

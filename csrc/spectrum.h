@@ -1,13 +1,9 @@
 // What the operators that keep the spectra of parameters share: their memory and its checks.
 #pragma once
 
-#include <torch/headeronly/core/ScalarType.h>
-
 #include "glue.h"
 
 namespace surm::glue {
-
-using torch::headeronly::ScalarType;
 
 // The type that tensors like this one are computed in.
 inline ScalarType compute_type(const Tensor& like) {
@@ -15,7 +11,7 @@ inline ScalarType compute_type(const Tensor& like) {
 }
 
 inline Tensor empty_spectrum(const Tensor& parameter, int64_t size) {
-  return torch::stable::new_empty(parameter, {size}, compute_type(parameter));
+  return empty(parameter, {size}, compute_type(parameter));
 }
 
 inline void check_spectrum(const Tensor& spectrum, const Tensor& x) {

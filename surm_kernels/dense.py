@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks, _matrices
+from surm_kernels._widening import wide_type, widened
 from surm_kernels.ops._primitive import Primitive
 
 
@@ -53,7 +54,7 @@ def krylov(v: Tensor, f: float) -> Tensor:
     _checks.require_finite("f", f)
     if f in (1, -1):
         return _matrix(_matrices.circulant if f == 1 else _matrices.skew_circulant, v=v)
-    wide = v.to(torch.promote_types(v.dtype, torch.float32))
+    wide = widened(v)
     halves = _matrices.circulant(wide).dense(), _matrices.skew_circulant(wide).dense()
     return ((1 + f) / 2 * halves[0] + (1 - f) / 2 * halves[1]).to(v.dtype)
 
@@ -175,5 +176,5 @@ def _matrix(make: Callable[..., Primitive], wide: bool = False, **parameters: Te
     for other_name, other in others:
         _checks.require_same_device(first, other_name, other, of=name)
         dtype = torch.promote_types(dtype, other.dtype)
-    inside = torch.promote_types(dtype, torch.float32) if wide else dtype
+    inside = wide_type(dtype) if wide else dtype
     return make(*[parameter.to(inside) for parameter in parameters.values()]).dense().to(dtype)

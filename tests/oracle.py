@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _extension
+from surm_kernels.block_kinds import CIRCULANT, HANKEL, SKEW_CIRCULANT
 
 FLOAT32_TOLERANCE = 2e-6
 # torch.fft through MKL is off by 1.3e-14 where the size has a large prime factor, such as 11008 = 256 * 43.
@@ -18,6 +19,9 @@ SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 MERGED = [(dtype, dtype) for dtype in (torch.float64, torch.float32, *SIXTEEN_BIT)] + [
     pair for dtype in (torch.float64, *SIXTEEN_BIT) for pair in ((dtype, torch.float32), (torch.float32, dtype))
 ]
+
+#: The f of the kinds of blocks that are f-circulant.
+SIGNS = {CIRCULANT: 1.0, SKEW_CIRCULANT: -1.0}
 
 
 def f_circulant(v: Tensor, f: float) -> Tensor:
@@ -33,34 +37,62 @@ def matrix(v: Tensor, f: float) -> Tensor:
 
 def diagonal_sums(w: Tensor, block: int, f: float) -> Tensor:
     """The gradient of <w, matrix(v, f)> with respect to v: sums over the f-circulant diagonals of each block."""
-    blocks = w.double().reshape(w.shape[0] // block, block, w.shape[1] // block, block).transpose(1, 2)
-    # Rows twice as long, read one entry shorter, shift row i by i: diagonals i - j = k - block + 1 become columns k.
-    sheared = torch.nn.functional.pad(blocks.flip(-1), (0, block)).flatten(-2)[..., :-block]
-    sums = sheared.unflatten(-1, (block, 2 * block - 1)).sum(-2)
+    sums = antidiagonal_sums(cut(w, block, block).flip(-1))
     above, below = sums[..., : block - 1], sums[..., block - 1 :]
     return below + f * torch.nn.functional.pad(above, (1, 0))
 
 
-def matrix_rows(v: Tensor, f: float, rows: Tensor) -> Tensor:
-    """Some rows of f_circulant(v, f)."""
-    size = len(v)
-    difference = rows[:, None] - torch.arange(size)
-    entries = v.double()[difference % size]
-    return torch.where(difference >= 0, entries, f * entries)
+def antidiagonal_sums(blocks: Tensor) -> Tensor:
+    """The sums of blocks (..., m, n) over i + j = k, (..., m + n - 1)."""
+    rows, columns = blocks.shape[-2:]
+    # Rows longer by m, read one entry shorter than that, shift row i by i: antidiagonals become columns.
+    sheared = torch.nn.functional.pad(blocks, (0, rows)).flatten(-2)[..., :-rows]
+    return sheared.unflatten(-1, (rows, rows + columns - 1)).sum(-2)
 
 
-def matrix_columns(v: Tensor, f: float, columns: Tensor) -> Tensor:
-    """Some columns of f_circulant(v, f), as rows."""
-    size = len(v)
-    difference = torch.arange(size) - columns[:, None]
-    entries = v.double()[difference % size]
-    return torch.where(difference >= 0, entries, f * entries)
+def cut(w: Tensor, rows: int, columns: int) -> Tensor:
+    """The float64 blocks (M, K, m, n) of a matrix."""
+    return w.double().reshape(w.shape[0] // rows, rows, w.shape[1] // columns, columns).transpose(1, 2)
 
 
 def some_diagonal_sums(g: Tensor, x: Tensor, f: float, diagonals: Tensor) -> Tensor:
     """Some entries of diagonal_sums(g.T @ x) for one block, without that matrix."""
     windows = torch.cat([g, f * g], 1).double().unfold(1, x.shape[1], 1)
     return torch.einsum("tkj,tj->k", windows[:, diagonals], x.double())
+
+
+def grid(values: Tensor, kind: int, columns: int) -> Tensor:
+    """The matrix of the blocks of a kind, for values (M, K, size)."""
+    if kind in SIGNS:
+        return matrix(values, SIGNS[kind])
+    return hankel(values, columns) if kind == HANKEL else toeplitz(values, columns)
+
+
+def grid_sums(w: Tensor, kind: int, rows: int, columns: int) -> Tensor:
+    """The gradient of <w, grid(values, kind, columns)>: the sums over the entries that a value fills, with its sign."""
+    if kind in SIGNS:
+        return diagonal_sums(w, columns, SIGNS[kind])
+    blocks = cut(w, rows, columns)
+    return antidiagonal_sums(blocks if kind == HANKEL else blocks.flip(-1))
+
+
+def entries(values: Tensor, kind: int, i: Tensor, j: Tensor, columns: int) -> Tensor:
+    """The entries in rows i and columns j of one block of a kind, for values (size,)."""
+    if kind == HANKEL:
+        return values.double()[i + j]
+    if kind not in SIGNS:
+        return values.double()[i - j + columns - 1]
+    return values.double()[(i - j) % columns] * torch.where(i >= j, 1.0, SIGNS[kind])
+
+
+def some_grid_sums(g: Tensor, x: Tensor, kind: int, some: Tensor) -> Tensor:
+    """Some entries of grid_sums(g.T @ x) for one block, without that matrix."""
+    columns = x.shape[1]
+    if kind in SIGNS:
+        return some_diagonal_sums(g, x, SIGNS[kind], some)
+    # Entry k sums g[i] x[j] over i + j = k for Hankel, over i - j + n - 1 = k for Toeplitz.
+    windows = torch.nn.functional.pad(g.double(), (columns - 1, columns - 1)).unfold(1, columns, 1)[:, some]
+    return torch.einsum("tkj,tj->k", windows, (x.flip(-1) if kind == HANKEL else x).double())
 
 
 def toeplitz(t: Tensor, n: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import functional, reference
+from surm_kernels.block_kinds import CIRCULANT, SKEW_CIRCULANT
 from surm_kernels.ops import bank as ops
 from surm_kernels.reference.ops import bank as reference_ops
 from tests import oracle, test_diagonal
@@ -191,7 +192,7 @@ def test_where_values_are_not_looked_at_an_index_out_of_range_gives_its_row_nan(
     within = index.clamp(0, 4)
     for module in (ops, reference_ops):
         for call in (
-            lambda index, module=module: module.circulant_bank(x, c, index, None, 1, 1.0, False),
+            lambda index, module=module: module.circulant_bank(x, c, index, None, CIRCULANT, 1.0, False),
             lambda index, module=module: module.diagonal_bank(x, U, s, V, index, None, 1.0),
         ):
             assert torch.equal(call(index)[there], call(within)[there])
@@ -200,6 +201,6 @@ def test_where_values_are_not_looked_at_an_index_out_of_range_gives_its_row_nan(
 
 def test_the_operators_of_the_bank_are_registered_as_torch_wants_them() -> None:
     x, c, index = torch.randn(4, 12), torch.randn(ADAPTERS, 12), some_index(4)
-    torch.library.opcheck(torch.ops.surm_kernels.circulant_bank, (x, c, index, None, -1, 0.5, True))
+    torch.library.opcheck(torch.ops.surm_kernels.circulant_bank, (x, c, index, None, SKEW_CIRCULANT, 0.5, True))
     s = torch.randn(ADAPTERS, 5)
     torch.library.opcheck(torch.ops.surm_kernels.diagonal_bank, (x, U, s, V, index, torch.randn(4, 7), 0.5))

@@ -8,6 +8,7 @@ import pytest
 
 from build_support import extension, ninja, toolchain
 from build_support.toolchain import BuildError, CudaToolkit, Missing
+from surm_kernels._namespace import CUDA_NAMESPACE, NAMESPACE
 
 NVCC_12_4 = ["sm_50", "sm_52", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90"]
 NVCC_13_0 = ["sm_75", "sm_80", "sm_86", "sm_87", "sm_88", "sm_89", "sm_90", "sm_100", "sm_110", "sm_120"]
@@ -125,7 +126,7 @@ def without_cuda(monkeypatch):
         raise Missing("nvcc was not found")
 
     monkeypatch.setattr(extension, "find_cuda", missing)
-    monkeypatch.setattr(extension, "sources", lambda pattern: ["csrc/cuda/krylov.cu"])
+    monkeypatch.setattr(extension, "sources", lambda pattern: ["csrc/cuda/grid.cu"])
 
 
 def test_missing_nvcc_means_a_cpu_library(without_cuda, monkeypatch):
@@ -182,7 +183,7 @@ def test_kernels_are_compiled_once_per_instruction_set():
     per_source = {}
     for step in steps:
         per_source.setdefault(step.inputs[0], []).append(step)
-    assert "csrc/cpu/krylov_kernels.cpp" in per_source
+    assert "csrc/cpu/grid_kernels.cpp" in per_source
     for variants in per_source.values():
         defines = [flag for step in variants for flag in step.flags if flag.startswith("-DSURM_INSTRUCTION_SET=")]
         assert [define.split("=")[1] for define in defines] == ["baseline", "avx2", "avx512"]
@@ -212,6 +213,14 @@ def test_glue_knows_what_was_compiled():
     assert "-DSURM_WITH_CUDA=1" in flags and "-DSURM_HAS_AVX2=1" not in flags
 
 
+def test_glue_alone_is_told_the_namespaces_of_python():
+    for step in [*extension.plain_steps(target()), *extension.kernel_steps(target())]:
+        told = {flag for flag in step.flags if "NAMESPACE" in flag}
+        is_glue = step.inputs[0].count("/") == 1
+        wanted = {f"-DSURM_NAMESPACE={NAMESPACE}", f"-DSURM_CUDA_NAMESPACE={CUDA_NAMESPACE}"} if is_glue else set()
+        assert told == wanted, step.inputs
+
+
 def test_without_cuda_nothing_of_it_is_built_or_linked():
     assert extension.cuda_steps(target()) == []
     assert "-lcudart_static" not in extension.link_step(target(), ()).flags
@@ -219,7 +228,7 @@ def test_without_cuda_nothing_of_it_is_built_or_linked():
 
 def test_cuda_kernels_are_compiled_for_every_architecture_with_their_registers_reported():
     steps = extension.cuda_steps(target(cuda=toolkit()))
-    assert "csrc/cuda/krylov_dense.cu" in [step.inputs[0] for step in steps]
+    assert "csrc/cuda/grid_dense.cu" in [step.inputs[0] for step in steps]
     for step in steps:
         assert step.rule == "compile_cuda"
         assert {"-Xptxas=-v", "-gencode=arch=compute_80,code=sm_80"} <= set(step.flags)

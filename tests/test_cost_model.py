@@ -141,9 +141,11 @@ class TestChoice:
 
 
 class TestConstants:
-    def test_every_public_structure_has_constants_of_its_own(self) -> None:
-        public = [getattr(structures, name) for name in structures.__all__]
+    def test_every_public_structure_has_constants_of_its_own_or_is_known_to_take_those_of_structure(self) -> None:
+        unmeasured = {"CirculantDiagonal", "Monarch"}
+        public = [getattr(structures, name) for name in structures.__all__ if name not in unmeasured]
         for table in cost_constants._shipped():
+            assert not unmeasured & {family.split()[0] for family in table.families}
             for structure in public:
                 assert any(family.split()[0] == structure.__name__ for family in table.families), structure
 

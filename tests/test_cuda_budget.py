@@ -161,7 +161,7 @@ def test_a_kernel_has_no_static_shared_memory_which_the_emulator_would_not_see(u
 
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("operator", ["krylov", "krylov_backward"])
+@pytest.mark.parametrize("operator", ["grid", "grid_backward"])
 @pytest.mark.parametrize(("architecture", "size"), [(name, size) for name in PROMISED for size in PROMISED[name]])
 def test_promised_sizes_fit_the_shared_memory(architecture: str, size: int, operator: str, dtype: torch.dtype) -> None:
     taken = _cuda.shared_bytes(Problem(operator, dtype, 1, 1, size, size))
@@ -170,9 +170,9 @@ def test_promised_sizes_fit_the_shared_memory(architecture: str, size: int, oper
 
 @compiled
 def test_shared_memory_grows_with_the_size_until_it_is_too_large() -> None:
-    taken = [_cuda.shared_bytes(Problem("krylov", torch.float32, 1, 1, size, size)) for size in (768, 4096, 16384)]
+    taken = [_cuda.shared_bytes(Problem("grid", torch.float32, 1, 1, size, size)) for size in (768, 4096, 16384)]
     assert taken == sorted(taken)
-    assert _cuda.shared_bytes(Problem("krylov", torch.float32, 1, 1, 2**17, 2**17)) > max(SHARED_MEMORY.values())
+    assert _cuda.shared_bytes(Problem("grid", torch.float32, 1, 1, 2**17, 2**17)) > max(SHARED_MEMORY.values())
 
 
 def test_every_kernel_states_its_threads() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from surm_kernels import dense, functional, reference
+from surm_kernels import convert, dense, functional, reference
 from tests import oracle
 from tests.test_functional import CASES, DTYPES, Case, function_cases
 
@@ -83,6 +83,8 @@ def test_krylov_matrices_are_those_of_scipy_and_of_the_reference() -> None:
     grid = torch.cat([torch.cat([torch.from_numpy(scipy.linalg.circulant(b)) for b in row], 1) for row in blocks])
     assert torch.equal(dense.block_circulant(blocks), grid)
     assert torch.equal(reference.block_circulant(blocks), grid)
+    assert torch.equal(dense.circulant(blocks), grid)
+    assert torch.equal(dense.skew_circulant(blocks), reference.krylov(blocks, -1))
 
 
 @pytest.mark.parametrize("module", [dense, reference], ids=["dense", "reference"])
@@ -179,7 +181,7 @@ def test_structured_matrices_have_their_displacement_rank(name: str) -> None:
 
 
 def test_displacements_are_the_products_of_the_generators() -> None:
-    W = dense.toeplitz_like(*functional.from_displacement(G, H))
+    W = dense.toeplitz_like(*convert.toeplitz_like_from_displacement(G, H))
     assert torch.allclose(CYCLIC(W), G.T @ H)
     assert torch.allclose(REFLECTED(dense.hankel_like(G, H)), G.T @ H)
     W = dense.vandermonde_like(v, G9, H)

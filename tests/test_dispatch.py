@@ -14,11 +14,13 @@ import torch
 
 import surm_kernels
 from surm_kernels import _environment, gpu_rule
+from surm_kernels._namespace import CUDA_NAMESPACE, NAMESPACE
+from surm_kernels.block_kinds import CIRCULANT, HANKEL, SKEW_CIRCULANT, TOEPLITZ
 from surm_kernels.command import gpu_calibration
 from surm_kernels.command.main import main
 from surm_kernels.gpu_rule import ALWAYS_CUDA, ALWAYS_TRITON, Crossovers, Machine, Problem
 from surm_kernels.ops import _cuda, _problems
-from surm_kernels.reference.ops import krylov as reference
+from surm_kernels.reference.ops import grid as reference
 from tests import oracle
 from tests.emulator.build import emulated_kernels
 
@@ -52,7 +54,7 @@ class TestRule:
             assert backend != "triton" or triton_serves
             assert backend != "reference" or not (cuda_serves or triton_serves)
 
-    @pytest.mark.parametrize("operator", ["krylov", "krylov_backward", "toeplitz", "toeplitz_pullback"])
+    @pytest.mark.parametrize("operator", ["grid", "grid_backward", "grid_pullback"])
     @pytest.mark.parametrize(("dtype", "largest"), LARGEST)
     def test_blocks_up_to_the_crossover_go_to_triton_and_larger_ones_to_cuda(
         self, operator: str, dtype: torch.dtype, largest: int
@@ -62,27 +64,27 @@ class TestRule:
         assert chosen(Problem(operator, dtype, 1, 1, largest + 1, largest + 1)) == "cuda"
 
     def test_a_rectangle_counts_by_its_products_over_its_rows_and_columns(self) -> None:
-        assert chosen(Problem("toeplitz", torch.bfloat16, 1, 1, 384, 768)) == "triton"  # the mean is 512
-        assert chosen(Problem("toeplitz", torch.bfloat16, 1, 1, 385, 768)) == "cuda"
-        assert chosen(Problem("toeplitz", torch.bfloat16, 1, 1, 1, 1 << 20)) == "triton"
+        assert chosen(Problem("grid", torch.bfloat16, 1, 1, 384, 768)) == "triton"  # the mean is 512
+        assert chosen(Problem("grid", torch.bfloat16, 1, 1, 385, 768)) == "cuda"
+        assert chosen(Problem("grid", torch.bfloat16, 1, 1, 1, 1 << 20)) == "triton"
 
     def test_pullbacks_of_large_grids_go_to_triton_for_larger_blocks(self) -> None:
         for operator, blocks, wanted in (
-            ("krylov_pullback", (4, 4), "triton"),
-            ("krylov_backward", (16, 1), "triton"),
-            ("krylov_pullback", (3, 5), "cuda"),
-            ("krylov", (4, 4), "cuda"),
+            ("grid_pullback", (4, 4), "triton"),
+            ("grid_backward", (16, 1), "triton"),
+            ("grid_pullback", (3, 5), "cuda"),
+            ("grid", (4, 4), "cuda"),
         ):
             assert chosen(Problem(operator, torch.bfloat16, *blocks, 768, 768)) == wanted
             assert chosen(Problem(operator, torch.bfloat16, *blocks, 769, 769)) == "cuda"
 
     def test_few_tokens_go_to_cuda_unless_it_cannot(self) -> None:
-        few = Problem("krylov", torch.bfloat16, 1, 1, 64, 64, few_tokens=True)
+        few = Problem("grid", torch.bfloat16, 1, 1, 64, 64, few_tokens=True)
         assert chosen(few) == "cuda"
         assert chosen(few, ALL._replace(cuda="no nvcc")) == "triton"
 
     def test_what_does_not_fit_shared_memory_goes_to_triton_and_in_float64_to_the_reference(self) -> None:
-        large = Problem("krylov", torch.bfloat16, 1, 1, 1 << 16, 1 << 16)
+        large = Problem("grid", torch.bfloat16, 1, 1, 1 << 16, 1 << 16)
         assert chosen(large, needed=ALL.shared_memory) == "cuda"
         assert chosen(large, needed=ALL.shared_memory + 1) == "triton"
         assert chosen(large._replace(dtype=torch.float64), needed=ALL.shared_memory + 1) == "reference"
@@ -92,13 +94,11 @@ class TestRule:
     def test_a_forced_backend_serves_alone_or_says_what_it_cannot(self, forced: str) -> None:
         other = "triton" if forced == "cuda" else "cuda"
         for size, few in product((1, 4096), (False, True)):
-            assert (
-                chosen(Problem("toeplitz", torch.bfloat16, 2, 3, size, size, few_tokens=few), forced=forced) == forced
-            )
+            assert chosen(Problem("grid", torch.bfloat16, 2, 3, size, size, few_tokens=few), forced=forced) == forced
         only_other = {"cuda": "diagonal", "triton": "ldr"}[forced]
         for problem, there in (
             (Problem(only_other, torch.float32, 1, 1, 5, 7, 2), ALL),
-            (Problem("krylov", torch.float32, 1, 1, 5, 7, 2), ALL._replace(**{forced: "it is not here"})),
+            (Problem("grid", torch.float32, 1, 1, 5, 7, 2), ALL._replace(**{forced: "it is not here"})),
         ):
             assert chosen(problem, there) == other
             wanted = f"SURM_KERNELS_BACKEND={forced}, but not {problem.operator} in float32 with 1 x 1 blocks of 5 x 7"
@@ -107,12 +107,12 @@ class TestRule:
 
     def test_a_forced_cuda_says_how_much_shared_memory_is_missing(self) -> None:
         with pytest.raises(RuntimeError, match="it takes 101 bytes of shared memory, the device has 100"):
-            chosen(Problem("krylov", torch.float32), Machine("", "", 100), 101, "cuda")
+            chosen(Problem("grid", torch.float32), Machine("", "", 100), 101, "cuda")
 
     @pytest.mark.parametrize("size", [1, 17, 1000, 1 << 20])
     def test_the_ways_of_the_check_take_one_backend_whatever_the_size(self, size: int) -> None:
         refusals = {"cuda": "", "triton": ""}
-        for operator, dtype in product(("krylov", "toeplitz_backward"), (torch.float32, torch.bfloat16)):
+        for operator, dtype in product(("grid", "grid_backward"), (torch.float32, torch.bfloat16)):
             problem = Problem(operator, dtype, 5, 5, size, size)
             assert gpu_rule.choose(problem, refusals, ALWAYS_CUDA) == "cuda"
             assert gpu_rule.choose(problem, refusals, ALWAYS_TRITON) == "triton"
@@ -140,9 +140,13 @@ class TestOperators:
         found = torch._C._dispatch_has_kernel_for_dispatch_key(f"surm_kernels::{operator}", "CUDA")
         assert found == (_environment.read("SURM_KERNELS_BACKEND") != "reference")
 
-    def test_operators_of_cuda_are_those_the_library_defines(self) -> None:
-        schemas = (PACKAGE.parent / "csrc" / "schemas.h").read_text()
-        assert sorted(re.findall(r'"(\w+)\(Tensor', schemas)) == sorted(gpu_rule.CUDA_OPERATORS)
+    @pytest.mark.parametrize("operator", gpu_rule.CUDA_OPERATORS)
+    def test_operators_of_cuda_have_one_schema_in_both_namespaces(self, operator: str) -> None:
+        ours, cuda = (
+            str(getattr(getattr(torch.ops, namespace), operator).default._schema).removeprefix(f"{namespace}::")
+            for namespace in (NAMESPACE, CUDA_NAMESPACE)
+        )
+        assert ours == cuda
 
     @pytest.mark.parametrize("operator", sorted(gpu_rule.TRITON_OPERATORS))
     def test_operators_of_triton_are_functions_with_their_arguments(self, operator: str) -> None:
@@ -154,25 +158,32 @@ class TestOperators:
 
     def test_a_problem_is_of_the_matrix_as_it_is_applied(self) -> None:
         x, v, t = torch.empty(2, 8, 15), torch.empty(2, 3, 4, 5), torch.empty(2, 3, 4, 11, dtype=torch.float64)
-        assert _problems.krylov(x, v, None, 1, 1.0, True)[2:6] == (4, 3, 5, 5)
-        assert _problems.krylov(x, v, None, 1, 1.0, False)[2:6] == (3, 4, 5, 5)
-        assert _problems.krylov_pullback(x, x, 5, 1, 1.0)[2:6] == (3, 3, 5, 5)
-        assert _problems.toeplitz(x, t, None, 5, 1.0, False, False)[1:6] == (torch.float64, 3, 4, 7, 5)
-        assert _problems.toeplitz(x, t, None, 5, 1.0, True, False)[2:6] == (4, 3, 5, 7)
+        assert _problems.grid(x, v, None, CIRCULANT, 5, 1.0, True)[2:6] == (4, 3, 5, 5)
+        assert _problems.grid(x, v, None, CIRCULANT, 5, 1.0, False)[2:6] == (3, 4, 5, 5)
+        assert _problems.grid_pullback(x, x, SKEW_CIRCULANT, 5, 5, 1.0)[2:6] == (3, 3, 5, 5)
+        assert _problems.grid(x, t, None, TOEPLITZ, 5, 1.0, False)[1:6] == (torch.float64, 3, 4, 7, 5)
+        assert _problems.grid(x, t, None, TOEPLITZ, 5, 1.0, True)[2:6] == (4, 3, 5, 7)
+
+    def test_a_problem_knows_the_kind_of_its_blocks(self) -> None:
+        x, v = torch.empty(1, 8, 5), torch.empty(1, 1, 1, 9)
+        for kind in (TOEPLITZ, HANKEL):
+            assert _problems.grid(x, v, None, kind, 5, 1.0, False).kind == kind
+            assert _problems.grid_pullback(x, x, kind, 5, 5, 1.0).kind == kind
+            assert _problems.grid_backward(x, x, v, kind, 5, 1.0, True).kind == kind
 
     def test_a_spectrum_is_kept_and_used_by_one_backend_whatever_the_type(self) -> None:
         v = torch.empty(1, 3, 4, 5, dtype=torch.bfloat16)
         for dtype, transposed in product(SIXTEEN_BIT, (False, True)):
-            kept = _problems.krylov_spectrum(v, 1, transposed)
+            kept = _problems.grid_spectrum(v, SKEW_CIRCULANT, 5, transposed)
             outputs, inputs = (4, 3) if transposed else (3, 4)
             x = torch.empty(1, 1, inputs * 5, dtype=dtype)
-            used = _problems.krylov_by_spectrum(x, v, None, outputs, inputs, 5, 1, 1.0)
+            used = _problems.grid_by_spectrum(x, v, None, SKEW_CIRCULANT, outputs, inputs, 5, 5, 1.0)
             assert kept._replace(operator="") == used._replace(operator="")
 
     def test_fewer_tokens_than_a_tile_count_as_few_over_all_groups(self) -> None:
         v = torch.empty(3, 1, 1, 4)
-        assert _problems.krylov(torch.empty(3, 5, 4), v, None, 1, 1.0, False).few_tokens
-        assert not _problems.krylov(torch.empty(3, 6, 4), v, None, 1, 1.0, False).few_tokens
+        assert _problems.grid(torch.empty(3, 5, 4), v, None, CIRCULANT, 4, 1.0, False).few_tokens
+        assert not _problems.grid(torch.empty(3, 6, 4), v, None, CIRCULANT, 4, 1.0, False).few_tokens
 
 
 @pytest.fixture
@@ -189,9 +200,10 @@ def on_cpu(monkeypatch):
     _cuda._backend.cache_clear()
 
 
-def krylov_as_on_cuda(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    operator = torch.ops.surm_kernels.krylov.default
-    return operator.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), x, v, None, 1, 1.0, False)
+def as_on_cuda(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The product with a grid of circulant blocks."""
+    keys, columns = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), v.shape[-1]
+    return torch.ops.surm_kernels.grid.default.redispatch(keys, x, v, None, CIRCULANT, columns, 1.0, False)
 
 
 @pytest.mark.skipif(
@@ -205,25 +217,25 @@ class TestCall:
         return self.x.double() @ oracle.matrix(self.v[0], 1).T
 
     def test_without_kernels_the_reference_serves_after_one_warning_that_says_what_is_missing(self, on_cpu) -> None:
-        with pytest.warns(RuntimeWarning, match=r"slow PyTorch reference for krylov .* on CUDA: no nvcc; no Triton"):
-            y = krylov_as_on_cuda(self.x, self.v)
+        with pytest.warns(RuntimeWarning, match=r"slow PyTorch reference for grid .* on CUDA: no nvcc; no Triton"):
+            y = as_on_cuda(self.x, self.v)
         oracle.assert_close(y, self.exact)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            krylov_as_on_cuda(self.x[:, :3], self.v)
-            krylov_as_on_cuda(self.x.double(), self.v.double())
+            as_on_cuda(self.x[:, :3], self.v)
+            as_on_cuda(self.x.double(), self.v.double())
 
     def test_what_no_backend_has_goes_to_the_reference_in_silence(self, on_cpu) -> None:
         on_cpu.update(machine=Machine("", "", 100), shared=101)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            oracle.assert_close(krylov_as_on_cuda(self.x.double(), self.v.double()), self.exact)
+            oracle.assert_close(as_on_cuda(self.x.double(), self.v.double()), self.exact)
 
     def test_the_choice_is_made_once_for_tokens_of_one_kind(self, on_cpu, monkeypatch) -> None:
         calls = []
         monkeypatch.setattr(_cuda, "_warn", lambda *arguments: calls.append(arguments))
         for tokens in (16, 17, 16, 17):
-            krylov_as_on_cuda(self.x[:, :tokens], self.v)
+            as_on_cuda(self.x[:, :tokens], self.v)
         assert len(calls) == 1
 
     @pytest.mark.parametrize("backend", ["cuda", "triton"])
@@ -236,12 +248,12 @@ class TestCall:
             return getattr(reference, name)
 
         monkeypatch.setattr(_cuda, "_function", function)
-        run = _cuda.kernel("krylov", _problems.krylov, lambda *arguments: pytest.fail("the reference was called"))
+        run = _cuda.kernel("grid", _problems.grid, lambda *arguments: pytest.fail("the reference was called"))
         monkeypatch.setenv("SURM_KERNELS_BACKEND", backend)
         for tokens in (1, 17):
-            y = run(self.x[:, :tokens], self.v, None, 1, 1.0, False)
+            y = run(self.x[:, :tokens], self.v, None, CIRCULANT, 12, 1.0, False)
             oracle.assert_close(y, self.exact[:, :tokens])
-        assert asked == [("krylov", backend)]
+        assert asked == [("grid", backend)]
 
     @pytest.mark.parametrize("backend", ["cuda", "triton"])
     def test_the_kernels_themselves_serve_on_the_cpu_emulated_or_interpreted(self, backend: str, on_cpu) -> None:
@@ -251,8 +263,8 @@ class TestCall:
         elif not pytest.importorskip("triton").knobs.runtime.interpret:
             pytest.skip("Triton compiles in this process")
         with _cuda.using(ALWAYS_CUDA if backend == "cuda" else ALWAYS_TRITON):
-            assert _cuda._backend(_problems.krylov(self.x, self.v, None, 1, 1.0, False), 0) == backend
-            oracle.assert_close(krylov_as_on_cuda(self.x, self.v), self.exact)
+            assert _cuda._backend(_problems.grid(self.x, self.v, None, CIRCULANT, 12, 1.0, False), 0) == backend
+            oracle.assert_close(as_on_cuda(self.x, self.v), self.exact)
 
     def test_factors_too_large_for_a_tile_are_not_for_triton(self, on_cpu) -> None:
         triton = importlib.import_module("surm_kernels.triton")
@@ -265,7 +277,7 @@ class TestCall:
 
     def test_constants_may_be_replaced_for_a_time(self, on_cpu) -> None:
         on_cpu.update(machine=ALL)
-        problem = Problem("krylov", torch.float32, 1, 1, 100, 100)
+        problem = Problem("grid", torch.float32, 1, 1, 100, 100)
         with _cuda.using(ALWAYS_TRITON):
             assert _cuda._backend(problem, 0) == "triton"
         assert _cuda._backend(problem, 0) == "cuda"

@@ -1,5 +1,6 @@
 """What serves at import: the compiled library, or the reference after one warning; and the environment variables."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 import surm_kernels
-from surm_kernels import _environment, _extension
-from surm_kernels.ops import krylov as ops
+from build_support import extension
+from build_support.ninja import ROOT, Step, run_ninja
+from surm_kernels import _environment, _extension, gpu_rule
+from surm_kernels._namespace import CUDA_NAMESPACE, NAMESPACE
 
 PACKAGE = Path(surm_kernels.__file__).parent
 
@@ -105,18 +108,81 @@ def test_free_text_is_read_as_it_is_and_choices_are_checked(monkeypatch: pytest.
         _environment.read("SURM_KERNELS_CUDA")
 
 
-def test_compiled_library_and_python_have_the_same_schemas() -> None:
-    for schema in (ops.KRYLOV, ops.PULLBACK, ops.BACKWARD, ops.DENSE, ops.DENSE_ADJOINT):
-        name = schema.partition("(")[0]
-        registered = str(getattr(torch.ops.surm_kernels, name).default._schema)
-        assert registered == f"surm_kernels::{schema}"
+def operators(namespace: str) -> set[str]:
+    names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
+    return {name for owner, _, name in names if owner == namespace}
+
+
+def with_kernel(namespace: str, device: str) -> set[str]:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {name for name in operators(namespace) if has_kernel(f"{namespace}::{name}", device)}
+
+
+@pytest.mark.skipif(not _extension.available, reason="there are no compiled kernels")
+def test_kernels_are_those_of_operators_that_python_defines() -> None:
+    dangling = torch._C._dispatch_find_dangling_impls()
+    assert not [text for text in dangling if f"name: {NAMESPACE}" in text]
+    assert operators(CUDA_NAMESPACE) == set(gpu_rule.CUDA_OPERATORS)
+    kronecker = {f"kronecker{part}" for part in ("", "_pullback_left", "_pullback_right", "_backward")}
+    diagonal = {f"diagonal{part}" for part in ("", "_pullback", "_backward")}
+    compiled = {*gpu_rule.CUDA_OPERATORS, *kronecker, *diagonal, "powers", "empty_rows"}
+    assert with_kernel(NAMESPACE, "CPU") == compiled
+    compiled_for_cuda = set(gpu_rule.CUDA_OPERATORS) if _extension.cuda_architectures else set()
+    assert with_kernel(CUDA_NAMESPACE, "CUDA") == compiled_for_cuda
 
 
 @pytest.mark.parametrize("device", ["CPU", "CUDA", "XPU", "MPS", "Meta"])
 def test_every_device_has_a_kernel_or_the_reference_for_every_operator(device: str) -> None:
-    for schema in (ops.KRYLOV, ops.PULLBACK, ops.BACKWARD, ops.DENSE, ops.DENSE_ADJOINT):
-        name = f"surm_kernels::{schema.partition('(')[0]}"
-        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, device)
+    assert len(operators(NAMESPACE)) > len(gpu_rule.CUDA_OPERATORS)
+    for name in operators(NAMESPACE):
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", device)
+
+
+BESIDE = """
+import torch, surm_kernels, other_kernels
+from other_kernels import _extension
+from other_kernels._namespace import NAMESPACE
+assert _extension.available and NAMESPACE == "other_kernels"
+x, c = torch.randn(3, 96), torch.randn(96)
+y, other = surm_kernels.functional.circulant_linear(x, c), other_kernels.functional.circulant_linear(x, c)
+assert torch.equal(y, other)
+for namespace in ("surm_kernels", "other_kernels"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::grid", "CPU")
+print("both serve")
+"""
+
+
+def test_a_copy_of_another_name_loads_beside_the_package(tmp_path: Path) -> None:
+    """The kernels know no namespace, so that only the glue is compiled anew."""
+    if not (ROOT / extension.BUILD_FOLDER / "cpu/instruction_set.cpp.o").exists() or not _extension.available:
+        pytest.skip("the library was built elsewhere, without objects")
+    for path in (part for part in PACKAGE.rglob("*.py")):
+        target = tmp_path / "other_kernels" / path.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(re.sub(r"\bsurm_kernels\b", "other_kernels", path.read_text()))
+    shutil.copy(PACKAGE / "cost_constants.json", tmp_path / "other_kernels")
+    build = extension.this_target(cuda=None)
+    steps = [renamed(step, tmp_path) for step in extension.plain_steps(build)]
+    objects = [step.output for step in [*steps, *extension.kernel_steps(build)]]
+    link = dataclasses.replace(
+        extension.link_step(build, tuple(objects)), output=str(tmp_path / "other_kernels" / extension.LIBRARY)
+    )
+    run_ninja([*(step for step in steps if is_glue(step)), link], tmp_path / "build")
+    result = run(tmp_path, BESIDE, PYTHONPATH=f"{tmp_path}{os.pathsep}{PACKAGE.parent}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "both serve\n"
+
+
+def is_glue(step: Step) -> bool:
+    return step.inputs[0].count("/") == 1
+
+
+def renamed(step: Step, folder: Path) -> Step:
+    """Compiles a glue file for the other name, quickly; leaves other steps alone."""
+    if not is_glue(step):
+        return step
+    flags = tuple(flag.replace("NAMESPACE=surm_kernels", "NAMESPACE=other_kernels") for flag in step.flags)
+    return dataclasses.replace(step, output=str(folder / f"{Path(step.inputs[0]).name}.o"), flags=(*flags, "-O0"))
 
 
 def test_state_says_what_serves() -> None:

@@ -1,6 +1,7 @@
 """The public functions: values against the reference, shapes, types, base and scale, and every refusal."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch._dynamo.testing
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from surm_kernels import dense, functional, reference
-from surm_kernels.functional import ldr
+from surm_kernels import _matrices, dense, functional, reference
+from surm_kernels.functional._product import Wide, product
 from tests import oracle
 
 
@@ -39,7 +40,9 @@ class Case(NamedTuple):
 GENERATORS = {"G": (2, 12), "H": (2, 12)}
 CASES = {
     "circulant": Case("circulant", {"c": (12,)}, lambda c: oracle.f_circulant(c, 1)),
+    "circulant blocks": Case("circulant", {"c": (3, 2, 6)}, lambda c: oracle.matrix(c, 1)),
     "skew-circulant": Case("skew_circulant", {"s": (12,)}, lambda s: oracle.f_circulant(s, -1)),
+    "skew-circulant blocks": Case("skew_circulant", {"s": (2, 4, 3)}, lambda s: oracle.matrix(s, -1)),
     "block circulant": Case("block_circulant", {"c": (2, 3, 4)}, lambda c: oracle.matrix(c, 1)),
     "krylov": Case("krylov", {"v": (12,)}, lambda v: oracle.f_circulant(v, 0.3), (0.3,)),
     "toeplitz": Case("toeplitz", {"t": (18,)}, lambda t: oracle.toeplitz(t, 12), columns=(12,)),
@@ -222,23 +225,17 @@ def test_toeplitz_and_hankel_products_are_those_of_scipy() -> None:
     assert np.allclose(y, scipy.linalg.hankel(column, row) @ x[:5])
 
 
-@pytest.mark.parametrize("name", ["toeplitz_like", "hankel_like"])
+@pytest.mark.parametrize(("name", "wide"), [("toeplitz_like", "nothing"), ("hankel_like", "everything")])
 @pytest.mark.parametrize(("features", "outputs"), [(12, 12), (12, 5), (5, 12), (7, 9), (1, 1)])
-def test_the_top_left_part_of_a_square_matrix_needs_no_padding(name: str, features: int, outputs: int) -> None:
-    product = getattr(ldr, f"{name}_top_left")
+def test_the_top_left_part_of_a_square_matrix_needs_no_padding(
+    name: str, wide: Wide, features: int, outputs: int
+) -> None:
+    make = partial(getattr(_matrices, name), outputs=outputs, inputs=features)
     for dtype in DTYPES:
         G, H, x, base = (torch.randn(shape).to(dtype) for shape in ((3, 12), (3, 12), (4, features), (outputs,)))
         part = getattr(oracle, name)(G, H)[:outputs, :features]
-        y = product(x, G, H, features, outputs, base=base, scale=0.5)
+        y = product(make, x, {"G": G, "H": H}, base, 0.5, wide)
         oracle.assert_close(y, base.double() + 0.5 * x.double() @ part.T)
-
-
-def test_from_displacement_gives_the_matrix_with_that_displacement() -> None:
-    G, H = torch.randn(2, 3, 12, dtype=torch.float64)
-    W = oracle.toeplitz_like(*functional.from_displacement(G, H))
-    shift = torch.eye(12, dtype=torch.float64)[1]
-    displacement = oracle.f_circulant(shift, 1) @ W - W @ oracle.f_circulant(shift, -1)
-    assert torch.allclose(displacement, G.T @ H)
 
 
 X, C = torch.zeros(3, 12), torch.zeros(12)
@@ -252,10 +249,19 @@ REFUSALS = {
     "x has no dimension": (lambda: LINEAR(X[0, 0], C), ValueError, ["x", "(..., 12)", "()"]),
     "c is None": (lambda: LINEAR(X, None), TypeError, ["c", "torch.Tensor", "NoneType"]),
     "c is integer": (lambda: LINEAR(X, C.int()), TypeError, ["c", "int32"]),
-    "c is a matrix": (lambda: LINEAR(X, X), ValueError, ["c", "(n,)", "(3, 12)"]),
-    "c is a number": (lambda: LINEAR(X, C[0]), ValueError, ["c", "(n,)", "()"]),
-    "c is empty": (lambda: LINEAR(X, C[:0]), ValueError, ["c", "(n,)", "(0,)"]),
-    "s is a matrix": (lambda: functional.skew_circulant_linear(X, X), ValueError, ["s", "(n,)", "(3, 12)"]),
+    "c is a matrix": (lambda: LINEAR(X, X), ValueError, ["c", "(n,) or (M, K, b)", "(3, 12)"]),
+    "c is a number": (lambda: LINEAR(X, C[0]), ValueError, ["c", "(n,) or (M, K, b)", "()"]),
+    "c is empty": (lambda: LINEAR(X, C[:0]), ValueError, ["c", "(n,) or (M, K, b)", "(0,)"]),
+    "s is a matrix": (
+        lambda: functional.skew_circulant_linear(X, X),
+        ValueError,
+        ["s", "(n,) or (M, K, b)", "(3, 12)"],
+    ),
+    "the grid of c does not fit x": (
+        lambda: LINEAR(X, torch.zeros(3, 2, 5)),
+        ValueError,
+        ["x", "(..., 10)", "(3, 12)", "c", "(3, 2, 5)"],
+    ),
     "c is no grid": (lambda: functional.block_circulant_linear(X, C), ValueError, ["c", "(M, K, b)", "(12,)"]),
     "the grid does not fit x": (
         lambda: functional.block_circulant_linear(X, torch.zeros(3, 2, 5)),
@@ -334,11 +340,6 @@ REFUSALS = {
         ValueError,
         ["x", "(..., 12)", "(3, 7)", "G of shape (3, 12) and H of shape (3, 12)"],
     ),
-    "displacement of two ranks": (
-        lambda: functional.from_displacement(X, X[:2]),
-        ValueError,
-        ["H", "(3, 12)", "(2, 12)"],
-    ),
     "nodes are a matrix": (lambda: functional.vandermonde_linear(X, X), ValueError, ["v", "(m,)", "(3, 12)"]),
     "G does not fit v": (
         lambda: functional.vandermonde_like_linear(X, C, X[:, :7], X),
@@ -410,7 +411,7 @@ REFUSALS = {
     "dense of no column": (lambda: dense.hankel(C, 0), ValueError, ["n", "at least 1", "0"]),
     "dense of half a column": (lambda: dense.vandermonde(C, 1.5), TypeError, ["n", "int", "float"]),
     "dense of meeting nodes": (lambda: dense.cauchy_like(C, C, X, X), ValueError, ["v and u", "v[0] = u[0] = 0.0"]),
-    "dense of a matrix": (lambda: dense.circulant(X), ValueError, ["c", "(n,)", "(3, 12)"]),
+    "dense of a matrix": (lambda: dense.circulant(X), ValueError, ["c", "(n,) or (M, K, b)", "(3, 12)"]),
     "dense of integers": (lambda: dense.skew_circulant(C.int()), TypeError, ["s", "int32"]),
     "dense of no grid": (lambda: dense.block_circulant(C), ValueError, ["c", "(M, K, b)", "(12,)"]),
     "dense of infinite f": (lambda: dense.krylov(C, float("inf")), ValueError, ["f", "finite", "inf"]),

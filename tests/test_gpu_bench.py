@@ -216,7 +216,7 @@ def test_without_a_gpu_the_session_points_to_the_dry_run(tmp_path, capsys) -> No
 
 def test_the_parity_tests_and_the_sanitizers_calls_hold_on_the_cpu() -> None:
     environment = {**os.environ, "SURM_KERNELS_TEST_DEVICE": "cpu"}
-    some = "krylov_of_blocks or bank or strided or not_finite or siva_of"
+    some = "grids_of_blocks or bank or strided or not_finite or siva_of"
     tests = [sys.executable, "-m", "pytest", "tests/gpu", "-k", some, "-p", "no:cacheprovider"]
     for command in (tests, [sys.executable, "-m", "tests.gpu.one_of_each"]):
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -341,7 +341,8 @@ def test_copies_and_pickles_hold_the_arguments_and_no_tensor(kind: str) -> None:
 
 def test_repr_shows_what_makes_the_structure() -> None:
     assert repr(Hydra(8, 12, structure="low_rank", rank=2, pool_size=9, seed=5)) == (
-        "Hydra(in_features=8, out_features=12, splits=4, structure='low_rank', pool_size=9, fixed_fraction=0.0, rank=2, seed=5)"
+        "Hydra(in_features=8, out_features=12, splits=4, structure='low_rank', pool_size=9, fixed_fraction=0.0, "
+        "rank=2, seed=5)"
     )
 
 

@@ -173,7 +173,7 @@ def test_outputs_start_with_the_variance_of_nn_linear(name: str) -> None:
 
 def test_repr_shows_sizes_blocks_and_bias() -> None:
     assert repr(CirculantLinear(12, 8)) == "CirculantLinear(in_features=12, out_features=8, bias=True)"
-    assert repr(BlockCirculantLinear(12, 8, 4, bias=False)) == (
+    assert repr(BlockCirculantLinear(12, 8, bias=False, block_size=4)) == (
         "BlockCirculantLinear(in_features=12, out_features=8, block_size=4, bias=False)"
     )
 
@@ -203,8 +203,10 @@ def test_any_structure_makes_a_layer() -> None:
 
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="block_size must divide in_features and out_features, got 5 for 12 and 8"):
-        BlockCirculantLinear(12, 8, 5)
-    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 12\), got \(3, 8\)"):
+        BlockCirculantLinear(12, 8, block_size=5)
+    with pytest.raises(
+        ValueError, match=r"x must have shape \(\.\.\., 12\) to go with c of shape \(12,\), got \(3, 8\)"
+    ):
         CirculantLinear(12, 8)(torch.zeros(3, 8))
 
 

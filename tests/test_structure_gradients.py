@@ -216,7 +216,7 @@ def test_merging_an_update_that_starts_from_zero_gives_the_weight_itself(
     weight = torch.randn(structure.out_features, structure.in_features).to(dtype)
     parameters = updates.parameters_of(structure, dtype)
     structure.initialise(parameters, "paper")
-    has_fixed_values = isinstance(structure, Hydra) and structure.kind == "hankel"
+    has_fixed_values = isinstance(structure, Hydra) and structure.structure == "hankel"
     assert torch.equal(structure.merge(weight, *parameters), weight) != has_fixed_values
 
 

@@ -12,12 +12,14 @@ from surm_kernels.structures import (
     BlockCirculant,
     CauchyLike,
     Circulant,
+    CirculantDiagonal,
     CirculantProduct,
     Hankel,
     HankelLike,
     Hydra,
     Kronecker,
     LowRank,
+    Monarch,
     Siva,
     SkewCirculant,
     Structure,
@@ -63,6 +65,12 @@ LINEAR = {
     "hydra, hankel": Hydra(6, 9, splits=3, structure="hankel", pool_size=20),
 }
 OTHERS = {
+    "circulant diagonal": CirculantDiagonal(8, 8),
+    "circulant diagonal, wide": CirculantDiagonal(9, 4, factors=3),
+    "circulant diagonal, tall": CirculantDiagonal(3, 8),
+    "monarch": Monarch(12, 12),
+    "monarch, wide": Monarch(12, 8, blocks=3, inner_blocks=2),
+    "monarch, tall": Monarch(4, 10),
     "toeplitz product": ToeplitzProduct(7, 7),
     "toeplitz product, wide": ToeplitzProduct(9, 4),
     "toeplitz product, tall": ToeplitzProduct(3, 8),
@@ -411,12 +419,12 @@ REFUSALS = {
     "x is too wide": (
         lambda: Circulant(5, 8).linear(torch.zeros(2, 8), torch.zeros(8)),
         ValueError,
-        "x must have shape (..., 5), got (2, 8)",
+        "x must have shape (..., 5) to go with c of shape (8,), got (2, 8)",
     ),
     "x is too wide for a toeplitz matrix": (
         lambda: Toeplitz(5, 8).linear(torch.zeros(2, 8), torch.zeros(12)),
         ValueError,
-        "x must have shape (..., 5), got (2, 8)",
+        "x must have shape (..., 5) to go with t of shape (12,), got (2, 8)",
     ),
     "rank is zero": (lambda: ToeplitzLike(5, 8, 0), ValueError, "rank must be at least 1, got 0"),
     "rank is no int": (lambda: LowRank(5, 8, 2.0), TypeError, "rank must be an int, got float"),
@@ -453,7 +461,7 @@ REFUSALS = {
     "initialisation is unknown": (
         lambda: Circulant(8, 8).initialise([torch.zeros(8)], "zeros"),
         ValueError,
-        "method must be one of layer, update, got 'zeros'",
+        "method must be one of layer, paper, got 'zeros'",
     ),
 }
 

@@ -13,12 +13,14 @@ from surm_kernels.structures import (
     BlockCirculant,
     CauchyLike,
     Circulant,
+    CirculantDiagonal,
     CirculantProduct,
     Hankel,
     HankelLike,
     Hydra,
     Kronecker,
     LowRank,
+    Monarch,
     Siva,
     SkewCirculant,
     Structure,
@@ -47,6 +49,7 @@ FAMILIES = {
     "vandermonde": Vandermonde,
     "vandermonde-like": lambda *sizes: VandermondeLike(*sizes, 2),
     "cauchy-like": lambda *sizes: CauchyLike(*sizes, 2),
+    "circulant diagonal": CirculantDiagonal,
     "kronecker": Kronecker,
     "low rank": lambda *sizes: LowRank(*sizes, 3),
     "siva": lambda *sizes: Siva(*sizes, min(sizes) // 2),
@@ -59,12 +62,15 @@ GRIDS = {
     "circulant product, blocks": lambda *sizes: CirculantProduct(*sizes, 12),
     "toeplitz, blocks": lambda *sizes: Toeplitz(*sizes, 12),
     "hankel, blocks": lambda *sizes: Hankel(*sizes, 12),
+    "monarch": lambda *sizes: Monarch(*sizes, 12, 6),
     "hydra, circulant": lambda *sizes: Hydra(*sizes, structure="circulant"),
     "hydra, toeplitz": lambda *sizes: Hydra(*sizes, structure="toeplitz", pool_size=130),
     "hydra, hankel": lambda *sizes: Hydra(*sizes, structure="hankel", pool_size=400, fixed_fraction=0.3),
     "hydra, vandermonde": lambda *sizes: Hydra(*sizes, structure="vandermonde", fixed_fraction=0.2),
     "hydra, low rank": lambda *sizes: Hydra(*sizes, splits=1, structure="low_rank", rank=2),
-    "hydra, toeplitz-like": lambda *sizes: Hydra(*sizes, splits=2, structure="toeplitz_like", rank=1, fixed_fraction=0.3),
+    "hydra, toeplitz-like": lambda *sizes: Hydra(
+        *sizes, splits=2, structure="toeplitz_like", rank=1, fixed_fraction=0.3
+    ),
 }
 STRUCTURES: dict[str, Structure] = {
     f"{name}, {shape}": make(*sizes) for name, make in (FAMILIES | GRIDS).items() for shape, sizes in RECTANGLES.items()
@@ -85,7 +91,7 @@ def fill(structure: Structure, parameters: list[Tensor] | tuple[Tensor, ...]) ->
     """Draws the parameters, in place."""
     if "layer" in structure.initialisations:
         structure.initialise(parameters, "layer")
-    elif isinstance(structure, Hydra) and structure.kind == "vandermonde":
+    elif isinstance(structure, Hydra) and structure.structure == "vandermonde":
         parameters[0].uniform_(-0.7, 0.7)  # nodes whose powers are tame
     else:
         for parameter in parameters:

@@ -2,6 +2,7 @@
 //
 // The matrix products before and after are the platform's (csrc/diagonal.cpp). A chunk of their rows lies in cache and
 // is walked once, row by row.
+#include "chunks.h"
 #include "diagonal.h"
 #include "masks.h"
 
@@ -51,12 +52,10 @@ void meet(StorageType type, int64_t tokens, int64_t k, void* a, const void* b, c
 template <class Storage>
 void add_sums_of_group(int64_t chunks, int64_t k, ComputeType<Storage>* sums, double scale, Storage* gradient) {
   using Scalar = ComputeType<Storage>;
-  for (int64_t step = 1; step < chunks; step *= 2) {
-    for (int64_t chunk = 0; chunk + step < chunks; chunk += 2 * step) {
-      Scalar *to = sums + chunk * k, *from = to + step * k;
-      for (int64_t j = 0; j < k; ++j) to[j] += from[j];
-    }
-  }
+  add_chunks(chunks, [=](int64_t chunk, int64_t other) {
+    Scalar *to = sums + chunk * k, *from = sums + other * k;
+    for (int64_t j = 0; j < k; ++j) to[j] += from[j];
+  });
   for_vectors<Scalar>(k, [&](int64_t j, int64_t n) {
     const Vector<Scalar> sum = chunks > 0 ? load_first(sums + j, n) : Vector<Scalar>{};
     store_first(gradient + j, sum * static_cast<Scalar>(scale), n);

@@ -8,26 +8,22 @@
 
 namespace surm::cpu {
 
-#define SURM_DECLARE_KERNELS(name)                          \
-  namespace name {                                          \
-  extern const KrylovKernels krylov_kernels;                \
-  extern const KrylovDenseKernels krylov_dense_kernels;     \
-  extern const ToeplitzKernels toeplitz_kernels;            \
-  extern const ToeplitzDenseKernels toeplitz_dense_kernels; \
-  extern const LdrKernels ldr_kernels;                      \
-  extern const KroneckerKernels kronecker_kernels;          \
-  extern const DiagonalKernels diagonal_kernels;            \
-  extern const PowersKernels powers_kernels;                \
+#define SURM_DECLARE_KERNELS(name)                  \
+  namespace name {                                  \
+  extern const GridKernels grid_kernels;            \
+  extern const GridDenseKernels grid_dense_kernels; \
+  extern const LdrKernels ldr_kernels;              \
+  extern const KroneckerKernels kronecker_kernels;  \
+  extern const DiagonalKernels diagonal_kernels;    \
+  extern const PowersKernels powers_kernels;        \
   }
-#define SURM_KERNELS_OF(name)     \
-  {#name,                         \
-   &name::krylov_kernels,         \
-   &name::krylov_dense_kernels,   \
-   &name::toeplitz_kernels,       \
-   &name::toeplitz_dense_kernels, \
-   &name::ldr_kernels,            \
-   &name::kronecker_kernels,      \
-   &name::diagonal_kernels,       \
+#define SURM_KERNELS_OF(name) \
+  {#name,                     \
+   &name::grid_kernels,       \
+   &name::grid_dense_kernels, \
+   &name::ldr_kernels,        \
+   &name::kronecker_kernels,  \
+   &name::diagonal_kernels,   \
    &name::powers_kernels}
 
 SURM_DECLARE_KERNELS(baseline)

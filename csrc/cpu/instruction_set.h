@@ -2,20 +2,17 @@
 #pragma once
 
 #include "diagonal.h"
+#include "grid.h"
 #include "kronecker.h"
-#include "krylov.h"
 #include "ldr.h"
 #include "powers.h"
-#include "toeplitz.h"
 
 namespace surm::cpu {
 
 struct InstructionSet {
   const char* name;
-  const KrylovKernels* krylov;
-  const KrylovDenseKernels* krylov_dense;
-  const ToeplitzKernels* toeplitz;
-  const ToeplitzDenseKernels* toeplitz_dense;
+  const GridKernels* grid;
+  const GridDenseKernels* grid_dense;
   const LdrKernels* ldr;
   const KroneckerKernels* kronecker;
   const DiagonalKernels* diagonal;

@@ -22,8 +22,7 @@ class LeftFactors {
  public:
   LeftFactors() = default;
   LeftFactors(const Storage* a, int64_t groups, int64_t p, int64_t q) : p_(p), q_(q), data_(groups * p * q) {
-    for_vectors<Scalar>(groups * p * q,
-                        [&](int64_t j, int64_t n) { store_first(data_.data() + j, load_first(a + j, n), n); });
+    convert(a, groups * p * q, data_.data());
   }
 
   Entries<Scalar> at(int64_t group) const { return {data_.data() + group * p_ * q_, q_, 1}; }
@@ -85,7 +84,7 @@ struct Batch {
 };
 
 // The tokens of a problem cut into batches of the same size, the last one of what is left.
-struct Batches {
+struct TokenBatches {
   int64_t tokens, size;
 
   int64_t count() const { return (tokens + size - 1) / size; }
@@ -105,7 +104,7 @@ struct TokenCost {
 };
 
 template <class Scalar>
-Batches batches_of(int64_t tokens, const TokenCost& cost) {
+TokenBatches batches_of(int64_t tokens, const TokenCost& cost) {
   constexpr int64_t kLeast = (32 << 10) / sizeof(Scalar), kMost = (1 << 20) / sizeof(Scalar);
   constexpr int64_t L = kLanes<Scalar>, kPage = 4096 / sizeof(Scalar);
   // Factors that leave L1 are read anew for every batch, so more tokens have to share them.
@@ -127,15 +126,14 @@ void gather(const ConstRows& from, const Batch& batch, const Matrix& matrix, Com
         static_cast<const Storage*>(from.data) + batch.group * from.group_stride + (batch.first + t) * from.row_stride;
     for (int64_t i = 0; i < matrix.rows; ++i, row += matrix.columns) {
       Scalar* out = to + (i * batch.count + t) * matrix.columns;
-      for_vectors<Scalar>(matrix.columns,
-                          [&](int64_t j, int64_t n) { store_first(out + j, load_first(row + j, n), n); });
+      convert(row, matrix.columns, out);
     }
   }
 }
 
 // A contiguous tensor (groups, tokens, width) to be filled with base + scale · what the batches hold.
 template <class Storage>
-struct Destination {
+struct TokenSink {
   Storage* data;
   int64_t tokens;
   Matrix matrix;
@@ -144,7 +142,7 @@ struct Destination {
 };
 
 template <bool kBase, class Storage>
-void scatter_token(const ComputeType<Storage>* from, const Batch& batch, int64_t t, const Destination<Storage>& to) {
+void scatter_token(const ComputeType<Storage>* from, const Batch& batch, int64_t t, const TokenSink<Storage>& to) {
   using Scalar = ComputeType<Storage>;
   const int64_t token = batch.first + t;
   Storage* out = to.data + (batch.group * to.tokens + token) * to.matrix.size();
@@ -163,7 +161,7 @@ void scatter_token(const ComputeType<Storage>* from, const Batch& batch, int64_t
 
 // A batch back into a tensor.
 template <class Storage>
-void scatter(const ComputeType<Storage>* from, const Batch& batch, const Destination<Storage>& to) {
+void scatter(const ComputeType<Storage>* from, const Batch& batch, const TokenSink<Storage>& to) {
   for (int64_t t = 0; t < batch.count; ++t) {
     to.base.data != nullptr ? scatter_token<true>(from, batch, t, to) : scatter_token<false>(from, batch, t, to);
   }
@@ -171,7 +169,7 @@ void scatter(const ComputeType<Storage>* from, const Batch& batch, const Destina
 
 // Asks for the tokens after a batch, if they lie one behind the other.
 template <class Storage>
-void prefetch_next(Prefetch& prefetch, const ConstRows& rows, const Batch& batch, const Batches& batches,
+void prefetch_next(Prefetch& prefetch, const ConstRows& rows, const Batch& batch, const TokenBatches& batches,
                    const Matrix& matrix) {
   const int64_t count = std::min(batches.size, batches.tokens - batch.end());
   if (rows.row_stride != matrix.size() || count <= 0) return;
@@ -181,7 +179,7 @@ void prefetch_next(Prefetch& prefetch, const ConstRows& rows, const Batch& batch
 
 // Asks for the lines that a batch will overwrite.
 template <class Storage>
-void prefetch_destination(Prefetch& prefetch, const Batch& batch, const Destination<Storage>& to) {
+void prefetch_destination(Prefetch& prefetch, const Batch& batch, const TokenSink<Storage>& to) {
   const int64_t size = to.matrix.size();
   prefetch.add(to.data + (batch.group * to.tokens + batch.first) * size,
                batch.count * size * static_cast<int64_t>(sizeof(Storage)));

@@ -2,6 +2,7 @@
 //
 // A token x is a matrix X of q × s, and W x is A X Bᵀ: two products of small matrices for a batch of tokens in cache
 // (kronecker_batches.h), the cheaper one first.
+#include "chunks.h"
 #include "kronecker.h"
 #include "kronecker_batches.h"
 
@@ -46,7 +47,7 @@ class Product {
   // y = base + scale · x Wᵀ, or x W.
   void operator()(const ConstRows& x, const ConstRows& base, double scale, Storage* y,
                   const ParallelFor& parallel) const {
-    const Destination<Storage> to{y, shape_.tokens, out_, base, static_cast<Scalar>(scale)};
+    const TokenSink<Storage> to{y, shape_.tokens, out_, base, static_cast<Scalar>(scale)};
     const int64_t count = batches_.count();
     parallel(shape_.groups * count, items_worth_a_thread(batches_.size * work(left_first_)),
              [&](int64_t begin, int64_t end) {
@@ -92,7 +93,7 @@ class Product {
   const Matrix in_, out_;  // a token before and after
   const bool left_first_;
   const Matrix middle_;  // and between the two factors
-  const Batches batches_;
+  const TokenBatches batches_;
   const LeftFactors<Storage> left_;
   const RightFactors<Storage> right_;
 };
@@ -131,7 +132,8 @@ class Gradients {
         work_(gradient_work<Scalar>(shape, wanted, at_qr_)),
         batches_(batches_of<Scalar>(
             shape.tokens, {g_.size() + x_.size() + middle_.size(), a_size() + b_size(), work_, middle_.columns})),
-        chunks_(chunk_count()) {
+        chunks_(chunks_of_sum(batches_.count(), shape.tokens,
+                              (a_size() + b_size()) * static_cast<int64_t>(sizeof(Scalar)))) {
     if (wanted.x || wanted.b) a_ = {a, shape.groups, shape.p, shape.q};
     if (wanted.x || (wanted.a && !at_qr_)) b_ = {b, shape.groups, shape.r, shape.s, false};
     if (wanted.a && at_qr_) b_transposed_ = {b, shape.groups, shape.r, shape.s, true};
@@ -142,7 +144,7 @@ class Gradients {
                   Storage* b_gradient, const ParallelFor& parallel) const {
     const Buffer<Scalar> a_sums(wanted_.a ? shape_.groups * chunks_ * a_size() : 0);
     const Buffer<Scalar> b_sums(wanted_.b ? shape_.groups * chunks_ * b_size() : 0);
-    const Destination<Storage> to{x_gradient, shape_.tokens, x_, {}, static_cast<Scalar>(scale)};
+    const TokenSink<Storage> to{x_gradient, shape_.tokens, x_, {}, static_cast<Scalar>(scale)};
     parallel(shape_.groups * chunks_, items_worth_a_thread(shape_.tokens / chunks_ * work_),
              [&](int64_t begin, int64_t end) {
                for (int64_t item = begin; item < end; ++item) {
@@ -150,8 +152,8 @@ class Gradients {
                            b_sums.data() + (wanted_.b ? item * b_size() : 0));
                }
              });
-    if (wanted_.a) add_chunks(a_sums.data(), a_size(), scale, a_gradient, parallel);
-    if (wanted_.b) add_chunks(b_sums.data(), b_size(), scale, b_gradient, parallel);
+    if (wanted_.a) finish(a_sums.data(), a_size(), scale, a_gradient, parallel);
+    if (wanted_.b) finish(b_sums.data(), b_size(), scale, b_gradient, parallel);
   }
 
  private:
@@ -165,16 +167,7 @@ class Gradients {
   int64_t a_size() const { return shape_.p * shape_.q; }
   int64_t b_size() const { return shape_.r * shape_.s; }
 
-  // A fixed number of chunks for a shape, whatever the threads, so that sums always run in the same order.
-  int64_t chunk_count() const {
-    constexpr int64_t kMostChunks = 128, kTokensInChunk = 64, kBytes = 4 << 20;
-    const int64_t bytes = (a_size() + b_size()) * static_cast<int64_t>(sizeof(Scalar));
-    const int64_t affordable = std::max<int64_t>(4, kBytes / std::max<int64_t>(bytes, 1));
-    const int64_t worth = (shape_.tokens + kTokensInChunk - 1) / kTokensInChunk;
-    return std::max<int64_t>(1, std::min({batches_.count(), kMostChunks, affordable, worth}));
-  }
-
-  void sum_chunk(int64_t item, const ConstRows& g, const ConstRows& x, const Destination<Storage>& to, Scalar* a_sums,
+  void sum_chunk(int64_t item, const ConstRows& g, const ConstRows& x, const TokenSink<Storage>& to, Scalar* a_sums,
                  Scalar* b_sums) const {
     const int64_t group = item / chunks_, chunk = item % chunks_, count = batches_.count();
     if (wanted_.a) std::fill(a_sums, a_sums + a_size(), Scalar{0});
@@ -227,19 +220,17 @@ class Gradients {
   }
 
   // gradient = scale · the sums of the chunks by a fixed tree; `sums` is used up.
-  void add_chunks(Scalar* sums, int64_t size, double scale, Storage* gradient, const ParallelFor& parallel) const {
+  void finish(Scalar* sums, int64_t size, double scale, Storage* gradient, const ParallelFor& parallel) const {
     constexpr int64_t L = kLanes<Scalar>;
     const int64_t vectors = (size + L - 1) / L;
     parallel(shape_.groups * vectors, items_worth_a_thread(chunks_ * L), [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t group = item / vectors, j = item % vectors * L, lanes = std::min(L, size - j);
         Scalar* first = sums + group * chunks_ * size + j;
-        for (int64_t step = 1; step < chunks_; step *= 2) {
-          for (int64_t chunk = 0; chunk + step < chunks_; chunk += 2 * step) {
-            Scalar* to = first + chunk * size;
-            store_first(to, load_first(to, lanes) + load_first(to + step * size, lanes), lanes);
-          }
-        }
+        add_chunks(chunks_, [=](int64_t chunk, int64_t other) {
+          Scalar* to = first + chunk * size;
+          store_first(to, load_first(to, lanes) + load_first(first + other * size, lanes), lanes);
+        });
         store_first(gradient + group * size + j, load_first(first, lanes) * static_cast<Scalar>(scale), lanes);
       }
     });
@@ -250,7 +241,7 @@ class Gradients {
   const bool at_qr_;
   const Matrix g_, x_, middle_;  // a token of g, of x, and where the gradients meet
   const int64_t work_;           // of a token
-  const Batches batches_;
+  const TokenBatches batches_;
   const int64_t chunks_;
   LeftFactors<Storage> a_;
   RightFactors<Storage> b_, b_transposed_;

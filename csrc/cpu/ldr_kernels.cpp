@@ -3,11 +3,12 @@
 //
 // A pair of tokens goes through 2r + 2 transforms: one of x (twisted, where Z_-1 is diagonal), for each l one back and
 // one into the domain where Z_1 is diagonal, and one back of the sum. All of it happens in a thread's working memory:
-// two rows and two spectra. A size whose own transform would be slow is embedded as in krylov_kernels.cpp; then rows in
+// two rows and two spectra. A size whose own transform would be slow is embedded (plan/block_kinds.h); then rows in
 // between are cut to n values. Multiplying by the reversal J costs nothing: J = S^(n-1) R with the shift S, which goes
 // into the spectrum of right_l, and the reflection R, which is a conjugation there.
 #include "batches.h"
-#include "f_circulant.h"
+#include "chunks.h"
+#include "layouts.h"
 #include "ldr.h"
 #include "parameter_transform.h"
 
@@ -115,8 +116,8 @@ class LdrProduct {
         const bool is_right = item / r % 2 != 0;
         const Storage* v = is_right ? right : left;
         if (v == nullptr) continue;
-        embed_f_circulant(v + (item / (2 * r) * r + item % r) * n, n, t_.plan().length, is_right ? -1 : 1, values);
-        if (is_right && shape_.reflected) shift(values);
+        embed(generator_column(shape_, t_.plan().length, is_right), v + (item / (2 * r) * r + item % r) * n,
+              t_.plan().length, values);
         (is_right ? right_parameters_ : left_parameters_).forward(values, z, spectra.data() + item * spectrum_);
       }
     });
@@ -125,6 +126,7 @@ class LdrProduct {
 
   void finish(C* sums, const char* poisoned, int64_t chunks, double scale, bool is_right, Storage* gradient) const {
     const int64_t n = shape_.size, r = shape_.rank;
+    const Layout layout = generator_column(shape_, t_.plan().length, is_right);
     parallel_(shape_.groups * r, 1, [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
@@ -134,10 +136,9 @@ class LdrProduct {
         C* spectra = sums + (group * chunks * 2 * r + (is_right ? r : 0) + l) * spectrum_;
         (is_right ? right_parameters_ : left_parameters_)
             .backward(spectra, chunks, 2 * r * spectrum_, scale, z, values);
-        if (is_right && shape_.reflected) unshift(values);
         const char* flags = poisoned + group * chunks;
         const bool finite = std::find(flags, flags + chunks, char{1}) == flags + chunks;
-        unembed_f_circulant(values, n, t_.plan().length, is_right ? -1 : 1, finite, gradient + item * n);
+        unembed(layout, values, finite, gradient + item * n);
       }
     });
   }
@@ -145,21 +146,6 @@ class LdrProduct {
   void take_parameter_memory(C** z, Scalar** values) const {
     Scratch::take(Scratch::Request<C>{z, left_parameters_.vectors()},
                   Scratch::Request<Scalar>{values, t_.plan().length});
-  }
-
-  // v <- S^(n-1) v: a rotation; where Z_-1 is diagonalised by the twist, what passes the end changes sign.
-  void shift(Scalar* v) const {
-    const int64_t n = shape_.size, length = t_.plan().length;
-    std::rotate(v, v + (length - n + 1) % length, v + length);
-    if (twisted_) negate(v, n - 1);
-  }
-  void unshift(Scalar* v) const {
-    const int64_t n = shape_.size, length = t_.plan().length;
-    if (twisted_) negate(v, n - 1);
-    std::rotate(v, v + n - 1, v + length);
-  }
-  static void negate(Scalar* v, int64_t count) {
-    for (int64_t j = 0; j < count; ++j) v[j] = -v[j];
   }
 
   // ---- tokens ----

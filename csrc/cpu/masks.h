@@ -69,4 +69,10 @@ SURM_INLINE void for_vectors(int64_t length, const Body& body) {
   for (int64_t j = 0; j < length; j += L) body(j, std::min<int64_t>(L, length - j));
 }
 
+// to[0 … count) = the values in another type.
+template <class From, class To>
+SURM_INLINE void convert(const From* from, int64_t count, To* to) {
+  for_vectors<ComputeType<From>>(count, [&](int64_t j, int64_t n) { store_first(to + j, load_first(from + j, n), n); });
+}
+
 }  // namespace surm::cpu::SURM_INSTRUCTION_SET

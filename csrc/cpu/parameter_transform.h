@@ -1,6 +1,7 @@
 // Parameters to their spectra, and spectra of gradients back to parameters.
 #pragma once
 
+#include "chunks.h"
 #include "works.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
@@ -34,7 +35,11 @@ class ParameterTransform {
   // values = factor · the gradient of a first column from that of its spectrum, which is the sum of `chunks` spectra,
   // `distance` vectors apart; they are added in a fixed tree and used up.
   void backward(C* spectra, int64_t chunks, int64_t distance, double scale, C* z, Scalar* values) const {
-    add_chunks(spectra, chunks, distance);
+    const int64_t count = t_.spectrum_vectors(pairs_);
+    add_chunks(chunks, [=](int64_t chunk, int64_t other) {
+      C *to = spectra + chunk * distance, *from = spectra + other * distance;
+      for (int64_t k = 0; k < count; ++k) to[k] = to[k] + from[k];
+    });
     Prefetch nothing;
     from_spectrum<Scalar>(t_, pairs_, spectra, nullptr, nothing, z);
     // The real part of the sum over the pairs of a batch: both rows of a pair are in it.
@@ -49,17 +54,6 @@ class ParameterTransform {
   }
 
  private:
-  void add_chunks(C* first, int64_t chunks, int64_t distance) const {
-    const int64_t count = t_.spectrum_vectors(pairs_);
-    for (int64_t step = 1; step < chunks; step *= 2) {
-      for (int64_t chunk = 0; chunk + step < chunks; chunk += 2 * step) {
-        C* to = first + chunk * distance;
-        const C* from = first + (chunk + step) * distance;
-        for (int64_t k = 0; k < count; ++k) to[k] = to[k] + from[k];
-      }
-    }
-  }
-
   const Transform<Scalar>& t_;
   const int pairs_;
   const bool twisted_;
@@ -74,15 +68,6 @@ int pairs_to_walk(const Transform<Scalar>& transform, int64_t tokens) {
   int pairs = transform.pairs_to_fill_tiles();
   while (pairs * transform.vectors() < kVectorsWorthAWalk && 2 * pairs < tokens && pairs < kMostPairs) pairs *= 2;
   return pairs;
-}
-
-// A fixed number of chunks for a sum over tokens, whatever the threads, so that it always runs in the same order;
-// `bytes` is what a chunk's sums take.
-inline int64_t chunks_of_sum(int64_t units, int64_t tokens, int64_t bytes) {
-  constexpr int64_t kMostChunks = 128, kTokensInChunk = 64, kBytes = 4 << 20;
-  const int64_t affordable = std::max<int64_t>(4, kBytes / bytes);
-  const int64_t worth = (tokens + kTokensInChunk - 1) / kTokensInChunk;
-  return std::max<int64_t>(1, std::min({units, kMostChunks, affordable, worth}));
 }
 
 }  // namespace surm::cpu::SURM_INSTRUCTION_SET

@@ -1,28 +1,15 @@
 // Products of tokens with a grid of circulant blocks given by their spectra, and both gradients of them.
 //
-// What the spectra mean is the caller's: f-circulant blocks directly or embedded (krylov_kernels.cpp), Toeplitz blocks
-// embedded (toeplitz_kernels.cpp).
+// What the spectra mean is the caller's (grid_kernels.cpp).
 #pragma once
 
 #include <functional>
 #include <memory>
 
+#include "../plan/spectral_shape.h"
 #include "transform.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
-
-struct SpectralShape {
-  int64_t groups;             // independent problems
-  int64_t tokens;             // rows of x in each
-  int64_t rows, columns;      // blocks of an output row, blocks of an input row
-  int64_t out_size, in_size;  // values of an output block, of an input block; the rest of a transform is padding
-  bool twisted;               // multiply by exp(iπ j/n) on the way in and its conjugate on the way out
-  bool reflected;             // the product is with rows in reversed order, x[-j mod N]
-
-  int64_t blocks() const { return rows * columns; }
-  int64_t in_width() const { return columns * in_size; }
-  int64_t out_width() const { return rows * out_size; }
-};
 
 template <class Storage>
 class SpectralProduct {
@@ -31,7 +18,7 @@ class SpectralProduct {
 
  public:
   using Fill = std::function<void(int64_t item, Scalar* values)>;
-  using Take = std::function<void(int64_t group, int64_t row, int64_t column, Scalar* values, bool finite)>;
+  using Take = std::function<void(int64_t group, int64_t row, int64_t column, const Scalar* values, bool finite)>;
 
   SpectralProduct(const SpectralShape& shape, const Transform<Scalar>& transform, const ParallelFor& parallel);
   ~SpectralProduct();

@@ -3,6 +3,7 @@
 // With one block the spectrum of the tokens stays in registers between the ways in and out (works.h). With more, every
 // input block is transformed once, products are summed in the frequency domain, and one inverse runs per output block.
 #include "batches.h"
+#include "chunks.h"
 #include "parameter_transform.h"
 #include "spectral_product.h"
 #include "works.h"
@@ -61,7 +62,7 @@ class SpectralProduct<Storage>::Machine {
                                                 static_cast<Scalar>(scale),
                                                 rows_of<Storage>(base, group),
                                                 y + group * shape_.tokens * shape_.out_width()};
-                  const C* group_factors = factors + group * shape_.blocks() * spectrum_;
+                  const C* group_factors = factors + group * shape_.blocks_of_group() * spectrum_;
                   const Rows<Storage> rows = rows_of<Storage>(x, group);
                   single() ? single_matmul(item % units_, rows, group_factors, to)
                            : block_matmul(item % units_, rows, group_factors, to);
@@ -73,7 +74,7 @@ class SpectralProduct<Storage>::Machine {
                 const Take& take) const {
     Buffer<C> copies;
     const C* factors = x_gradient != nullptr ? for_all_pairs(spectra, copies) : nullptr;
-    const int64_t sums_of_chunk = shape_.blocks() * spectrum_;
+    const int64_t sums_of_chunk = shape_.blocks_of_group() * spectrum_;
     const int64_t chunks = chunks_of_sum(units_, shape_.tokens, sums_of_chunk * static_cast<int64_t>(sizeof(C)));
     const Buffer<C> sums(shape_.groups * chunks * sums_of_chunk);
     const Buffer<char> poisoned(shape_.groups * chunks);
@@ -110,11 +111,11 @@ class SpectralProduct<Storage>::Machine {
     char* poisoned;
   };
 
-  bool single() const { return shape_.blocks() == 1; }
+  bool single() const { return shape_.blocks_of_group() == 1; }
 
   // The parameter spectra, repeated where a walk takes more pairs than they were made for; `copies` keeps these.
   const C* for_all_pairs(const C* spectra, Buffer<C>& copies) const {
-    const int64_t count = shape_.groups * shape_.blocks(), once = parameter_spectrum();
+    const int64_t count = shape_.all_blocks(), once = parameter_spectrum();
     if (once == spectrum_) return spectra;
     copies = Buffer<C>(count * spectrum_);
     for (int64_t at = 0; at < count * spectrum_; at += once) {
@@ -339,7 +340,7 @@ class SpectralProduct<Storage>::Machine {
   // ---- the parameter gradient ----
 
   void finish_gradient(C* sums, const char* poisoned, int64_t chunks, double scale, const Take& take) const {
-    const int64_t blocks = shape_.blocks();
+    const int64_t blocks = shape_.blocks_of_group();
     parallel_(shape_.groups * blocks, grain(chunks * spectrum_ * L), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;

@@ -1,4 +1,5 @@
 // The stages of stages.h for every radix and storage type, compiled once per instruction set.
+#include "../plan/radices.h"
 #include "stages.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
@@ -54,22 +55,11 @@ void run_generic_stage(int radix, Complex<Vector<Scalar>>* z, int64_t blocks, in
 template <class Body>
 SURM_INLINE bool with_butterfly(int radix, const Body& body) {
   switch (radix) {
-#define SURM_RADIX(R)                       \
-  case R:                                   \
-    body(std::integral_constant<int, R>{}); \
+#define SURM_RADIX(radix, cost)                 \
+  case radix:                                   \
+    body(std::integral_constant<int, radix>{}); \
     return true;
-    SURM_RADIX(2)
-    SURM_RADIX(3)
-    SURM_RADIX(4)
-    SURM_RADIX(5)
-    SURM_RADIX(6)
-    SURM_RADIX(7)
-    SURM_RADIX(8)
-    SURM_RADIX(9)
-    SURM_RADIX(11)
-    SURM_RADIX(12)
-    SURM_RADIX(13)
-    SURM_RADIX(16)
+    SURM_FOR_RADICES(SURM_RADIX)
 #undef SURM_RADIX
     default:
       return false;

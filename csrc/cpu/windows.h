@@ -4,9 +4,9 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "masks.h"
+#include "scratch.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 
@@ -47,8 +47,8 @@ void lay_out(const Windows& windows, const Storage* diagonals, Storage* w, const
 
 // scale · values, in the type that a merge computes in.
 template <class Scalar, class Storage>
-std::vector<Scalar> scaled_values(const Storage* values, int64_t count, double scale, const ParallelFor& parallel) {
-  std::vector<Scalar> scaled(count);
+Buffer<Scalar> scaled_values(const Storage* values, int64_t count, double scale, const ParallelFor& parallel) {
+  Buffer<Scalar> scaled(count);
   parallel(count, kValuesWorthAThread, [&](int64_t begin, int64_t end) {
     for_vectors<ComputeType<Storage>>(end - begin, [&](int64_t j, int64_t n) {
       const auto value = load_first(values + begin + j, n);
@@ -79,14 +79,15 @@ void sum_windows(const Windows& windows, const Storage* w, const ParallelFor& pa
   using Scalar = ComputeType<Storage>;
   const int64_t rows = windows.rows, columns = windows.columns, length = windows.diagonals(), width = windows.width();
   const int64_t chunks = std::min<int64_t>(rows, 16);
-  std::vector<Scalar> sums(windows.blocks() * chunks * length, Scalar{0});
+  const Buffer<Scalar> sums(windows.blocks() * chunks * length);
   parallel(windows.blocks() * chunks, windows_grain(rows * columns / chunks), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t block = item / chunks, chunk = item % chunks;
       const int64_t first_row = block / windows.column_blocks * rows, q = block % windows.column_blocks;
+      Scalar* sum = sums.data() + item * length;
+      std::fill(sum, sum + length, Scalar{0});
       for (int64_t i = rows * chunk / chunks; i < rows * (chunk + 1) / chunks; ++i) {
-        add_values(w + (first_row + i) * width + q * columns, columns,
-                   sums.data() + item * length + windows.begin_of(i));
+        add_values(w + (first_row + i) * width + q * columns, columns, sum + windows.begin_of(i));
       }
     }
   });

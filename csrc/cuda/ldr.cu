@@ -1,8 +1,8 @@
 // Low displacement rank products and their gradients on CUDA: sizes of blocks of threads and of workspace, launches.
 //
-// As on the CPU, Z_-1 becomes a circulant by the twist exp(iπ j/n), and a size whose own transform would be slow is
-// embedded in a smooth length N >= 2n - 1. Multiplying by the reversal J costs nothing: J = S^(n-1) R with the shift S,
-// which goes into the layout of right_l, and the reflection R, which is a conjugation of the spectrum of x.
+// As on the CPU, generators become circulants (plan/block_kinds.h), and multiplying by the reversal J costs nothing:
+// J = S^(n-1) R with the shift S, which goes into the layout of right_l, and the reflection R, which is a conjugation
+// of the spectrum of x.
 #include "geometry.cuh"
 #include "ldr.cuh"
 #include "ldr.h"
@@ -116,19 +116,8 @@ class LdrMachine {
     return {type_, {shape_.groups, shape_.tokens, shape_.rank, 1, n, n, is_right && twisted_, false}, n, false};
   }
 
-  // How a generator lies in the first column of its circulant: if embedded what wraps around comes from the end, with
-  // its sign; shifted by n - 1 if reflected, where what passes the end of Z_-1 changes sign.
-  Parameters parameters(bool is_right) const {
-    const int n = static_cast<int>(shape_.size), length = static_cast<int>(length_), f = is_right ? -1 : 1;
-    Layout layout{n, {{0, n, 0, 1, 1}}};
-    if (is_right && shape_.reflected) {
-      layout.segments[0] = {n - 1, twisted_ ? n : 2 * n - 1, 0, 1, 1};
-      layout.segments[1] = {0, n - 1, 1, 1, -1};
-    } else if (!twisted_) {
-      layout.segments[1] = {length - n + 1, length, 1, 1, f};
-    }
-    return {type_, layout, false};
-  }
+  // How a generator lies in the first column of its circulant.
+  Parameters parameters(bool is_right) const { return {type_, generator_column(shape_, length_, is_right), false}; }
 
   // Makes the spectra of the generators that are there, at the start of the workspace, and fills in what all tasks
   // have.

@@ -21,7 +21,7 @@ class Machine {
         size_(product.size),
         padded_(product.padded),
         length_(plan_length(product.size, product.padded)),
-        single_(shape_.rows == 1 && shape_.columns == 1) {}
+        single_(shape_.blocks_of_group() == 1) {}
 
   int64_t matmul_shared(int64_t pairs) const {
     const int64_t rows = single_
@@ -37,7 +37,7 @@ class Machine {
     return rows + 2 * scale_bytes<Scalar>(pairs);
   }
 
-  int64_t spectra_values() const { return 2 * shape_.blocks() * length_; }
+  int64_t spectra_values() const { return 2 * shape_.all_blocks() * length_; }
 
   int64_t workspace_bytes() const { return Backward(*this).bytes(); }
 
@@ -131,14 +131,14 @@ class Machine {
 
   int finish(const PartialSums& partial, const Parameters& parameters, double scale, void* gradients,
              void* stream) const {
-    const int64_t blocks = shape_.rows * shape_.columns;
+    const int64_t blocks = shape_.blocks_of_group();
     const SumTask<Scalar> sum{static_cast<const C*>(partial.sums),
                               static_cast<C*>(partial.totals),
                               partial.chunks,
                               partial.pairs,
                               static_cast<int>(length_ / kTile),
                               blocks,
-                              shape_.groups * blocks * length_};
+                              shape_.all_blocks() * length_};
     int error = launch(sum_partials<Scalar>, dim3(static_cast<unsigned>(divide_up(sum.count, kWarp))), kSumThreads,
                        kSumThreads * static_cast<int64_t>(sizeof(C)), stream, sum);
     if (error != 0) return error;
@@ -168,11 +168,11 @@ class Machine {
           shared(m.backward_shared(geometry.pairs, near)) {
       constexpr int64_t kBytes = sizeof(C);
       const int64_t row = geometry.pairs * m.length_;
-      const int64_t sum = (m.single_ ? row : m.shape_.rows * m.shape_.columns * m.length_) * kBytes;
+      const int64_t sum = (m.single_ ? row : m.shape_.blocks_of_group() * m.length_) * kBytes;
       const Chunks share(geometry, m.shape_.groups, sum);
       chunks = share.chunks;
       units_of_chunk = share.units_of_chunk;
-      factor_bytes = m.shape_.blocks() * m.length_ * kBytes;
+      factor_bytes = m.shape_.all_blocks() * m.length_ * kBytes;
       sum_bytes = m.shape_.groups * chunks * sum;
       kept_bytes = near ? 0 : m.shape_.groups * chunks * m.shape_.rows * row * kBytes;
       flag_bytes = m.shape_.groups * chunks * static_cast<int64_t>(sizeof(int));
@@ -210,7 +210,7 @@ class Machine {
 
   int launch_for_parameters(void (*kernel)(const ParameterTask<Scalar>), const ParameterTask<Scalar>& task,
                             void* stream) const {
-    const int64_t shared = row_bytes<Scalar>(1, length_), blocks = shape_.blocks();
+    const int64_t shared = row_bytes<Scalar>(1, length_), blocks = shape_.all_blocks();
     if (shared > shared_memory_limit()) return kTooLarge;
     if (blocks > INT32_MAX || shape_.tokens > INT32_MAX / 2) return cudaErrorInvalidValue;
     const int64_t threads = std::max(kFewestThreads, power_of_two_from(length_ / kTile));

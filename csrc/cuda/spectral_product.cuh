@@ -1,10 +1,9 @@
 // Products of tokens with a grid of circulant blocks given by their spectra, and both gradients of them: the kernels.
 //
-// What the spectra mean is the caller's, as on the CPU (cpu/spectral_product.h): f-circulant blocks directly or
-// embedded (krylov.cu), Toeplitz blocks embedded (toeplitz.cu). A block of threads takes a few pairs of tokens
-// (rows.cuh), whose packed rows stay in shared memory from the first load to the last store. A single circulant block
-// is multiplied in the registers between the last stage in and the first stage out. With a grid of them the spectra of
-// all its columns wait in shared memory while the rows are made one after another.
+// What the spectra mean is the caller's (grid.cu, ldr.cu), as on the CPU. A block of threads takes a few pairs of
+// tokens (rows.cuh), whose packed rows stay in shared memory from the first load to the last store. A single circulant
+// block is multiplied in the registers between the last stage in and the first stage out. With a grid of them the
+// spectra of all its columns wait in shared memory while the rows are made one after another.
 //
 // Gradients of the parameters are sums over tokens: every block of threads sums over a fixed range of them, and the
 // partial sums are added in a fixed order (sum_partials), so that a result is the same in every run.
@@ -399,9 +398,10 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) parameter_spectra(con
   for (int i = threadIdx.x; i < length; i += blockDim.x) {
     Scalar value = 0;
     for (const Segment& segment : task.layout.segments) {
-      if (segment.begin <= i && i < segment.end) {
-        const int at = segment.start + segment.step * (i - segment.begin);
-        value = static_cast<Scalar>(segment.factor) * load_value<Scalar>(task.parameter, task.type, parameter + at);
+      const int begin = static_cast<int>(segment.begin), end = static_cast<int>(segment.end);
+      if (begin <= i && i < end) {
+        const int at = static_cast<int>(segment.start) + segment.step * (i - begin);
+        value = static_cast<Scalar>(segment.sign) * load_value<Scalar>(task.parameter, task.type, parameter + at);
       }
     }
     z[padded(i)] = Complex<Scalar>{value, 0};
@@ -439,8 +439,9 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) parameter_gradients(c
   for (int i = threadIdx.x; i < task.layout.count; i += blockDim.x) {
     Scalar value = 0;
     for (const Segment& segment : task.layout.segments) {
-      const int at = segment.begin + segment.step * (i - segment.start);
-      if (segment.begin <= at && at < segment.end) value += static_cast<Scalar>(segment.factor) * column(at);
+      const int begin = static_cast<int>(segment.begin), end = static_cast<int>(segment.end);
+      const int at = begin + segment.step * (i - static_cast<int>(segment.start));
+      if (begin <= at && at < end) value += static_cast<Scalar>(segment.sign) * column(at);
     }
     store_value<Scalar>(task.parameter, task.type, parameter + i,
                         poisoned != 0 ? std::numeric_limits<Scalar>::quiet_NaN() : task.scale * value);

@@ -6,34 +6,11 @@
 #include <cstdint>
 
 #include "butterflies.h"
+#include "plan/block_kinds.h"
+#include "plan/spectral_shape.h"
 #include "shapes.h"
 
 namespace surm::cuda {
-
-struct SpectralShape {
-  int64_t groups;             // independent problems
-  int64_t tokens;             // rows of x in each
-  int64_t rows, columns;      // blocks of an output row, blocks of an input row
-  int64_t out_size, in_size;  // values of an output block, of an input block; the rest of a transform is padding
-  bool twisted;               // multiply by exp(iπ j/n) on the way in and its conjugate on the way out
-  bool reflected;             // the product is with rows in reversed order, x[-j mod N]
-
-  int64_t blocks() const { return groups * rows * columns; }
-};
-
-// Values start, start ± 1, … of a parameter, times a factor, lie at begin … end-1 in the first column of a circulant.
-struct Segment {
-  int begin = 0, end = 0;
-  int start = 0, step = 1;
-  int factor = 1;
-};
-
-// How the `count` values of a parameter lie in the first column of its circulant block; what no segment covers is zero.
-struct Layout {
-  static constexpr int kSegments = 3;
-  int count = 0;
-  Segment segments[kSegments];
-};
 
 // Parameters (groups, rows, columns, layout.count), or (groups, columns, rows, layout.count) if transposed.
 struct Parameters {

@@ -9,6 +9,7 @@
 // threads, which hold neighbouring tiles, access neighbouring values.
 #pragma once
 
+#include "plan/radices.h"
 #include "plan_tables.cuh"
 
 namespace surm::cuda {
@@ -102,34 +103,17 @@ __device__ __forceinline__ void stage_out(const DeviceStage& stage, const Twiddl
   }
 }
 
-// Calls body(std::integral_constant<int, radix>): radices are those with a butterfly, plan.cpp's kCosts.
+// Calls body(std::integral_constant<int, radix>). No plan for a GPU has a radix without a butterfly.
 template <class Body>
 __device__ __forceinline__ void with_radix(int radix, const Body& body) {
   switch (radix) {
-    case 2:
-      return body(std::integral_constant<int, 2>{});
-    case 3:
-      return body(std::integral_constant<int, 3>{});
-    case 4:
-      return body(std::integral_constant<int, 4>{});
-    case 5:
-      return body(std::integral_constant<int, 5>{});
-    case 6:
-      return body(std::integral_constant<int, 6>{});
-    case 7:
-      return body(std::integral_constant<int, 7>{});
-    case 8:
-      return body(std::integral_constant<int, 8>{});
-    case 9:
-      return body(std::integral_constant<int, 9>{});
-    case 11:
-      return body(std::integral_constant<int, 11>{});
-    case 12:
-      return body(std::integral_constant<int, 12>{});
-    case 13:
-      return body(std::integral_constant<int, 13>{});
+#define SURM_RADIX(radix, cost) \
+  case radix:                   \
+    return body(std::integral_constant<int, radix>{});
+    SURM_FOR_RADICES(SURM_RADIX)
+#undef SURM_RADIX
     default:
-      return body(std::integral_constant<int, 16>{});
+      __trap();
   }
 }
 

@@ -47,11 +47,10 @@ struct Patch {
 
   // Of entry (i, j + e).
   __device__ Origin origin(const Windows& windows, int e) const {
-    int value = windows.kind == Windows::kHankel ? i + j + e : i - j - e;
-    if (windows.kind == Windows::kToeplitz) value += static_cast<int>(windows.columns) - 1;
+    int value = windows.rising ? i + j + e : i - j - e + windows.offset;
     const bool wraps = value < 0;
     if (wraps) value += static_cast<int>(windows.rows);
-    return {(p * windows.column_blocks + q) * windows.parameter_size() + value, wraps && windows.sign < 0};
+    return {(p * windows.column_blocks + q) * windows.count + value, wraps && windows.wrap < 0};
   }
 };
 
@@ -60,7 +59,7 @@ template <class Kernel, class... Arguments>
 int launch_patches(Kernel kernel, const Windows& windows, int count, void* stream, Arguments... arguments) {
   const int64_t patches = divide_up(windows.height(), kRowsOfThread) * (windows.width() / count);
   const int64_t blocks = divide_up(patches, kThreads);
-  if (blocks > INT32_MAX || windows.parameter_size() > INT32_MAX) return cudaErrorInvalidValue;
+  if (blocks > INT32_MAX || windows.count > INT32_MAX) return cudaErrorInvalidValue;
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, windows, arguments...);
 }
 
@@ -204,22 +203,21 @@ struct Crossing {
 };
 
 __device__ Crossing crossing_of(const Windows& windows, int64_t i, int64_t value) {
-  if (windows.kind == Windows::kHankel) return {value - i, false};
-  if (windows.kind == Windows::kToeplitz) return {i - value + windows.columns - 1, false};
-  if (i >= value) return {i - value, false};
-  return {i - value + windows.rows, windows.sign < 0};
+  if (windows.rising) return {value - i, false};
+  const int64_t j = i - value + windows.offset;
+  return j < 0 && windows.wrap != 0 ? Crossing{j + windows.rows, windows.wrap < 0} : Crossing{j, false};
 }
 
 template <class Storage>
 __global__ void __launch_bounds__(kLanes* kWarps)
     sum_kernel(Windows windows, const Storage* __restrict__ w, Storage* __restrict__ values) {
   using Scalar = ComputeType<Storage>;
-  const int64_t size = windows.parameter_size(), tiles = divide_up(size, kLanes), block = blockIdx.x / tiles;
+  const int64_t size = windows.count, tiles = divide_up(size, kLanes), block = blockIdx.x / tiles;
   const int64_t first = blockIdx.x % tiles * kLanes, value = first + threadIdx.x % kLanes;
   const Storage* corner = w + block / windows.column_blocks * windows.rows * windows.width() +
                           block % windows.column_blocks * windows.columns;
   int64_t row = 0, end = windows.rows;  // the rows that these diagonals cross
-  if (windows.kind != Windows::kCirculant) {
+  if (windows.wrap == 0) {
     if (first >= windows.columns) row = first - windows.columns + 1;
     if (first + kLanes < end) end = first + kLanes;
   }
@@ -270,7 +268,7 @@ int add_windows(StorageType type, const Windows& windows, const void* values, do
 
 int sum_windows(StorageType type, const Windows& windows, const void* w, void* values, void* stream) {
   if (empty(windows)) return cudaSuccess;
-  const int64_t blocks = windows.row_blocks * windows.column_blocks * divide_up(windows.parameter_size(), kLanes);
+  const int64_t blocks = windows.row_blocks * windows.column_blocks * divide_up(windows.count, kLanes);
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
   return with_storage(type, [&](auto tag) {
     using Storage = decltype(tag);

@@ -5,17 +5,18 @@
 #include <limits>
 #include <map>
 
+#include "radices.h"
+
 namespace surm {
 namespace {
 
-// Cycles of the time-stamp counter, only the ratios matter: what a complex vector costs in one stage, measured with
-// float32 on AVX-512 with the data in L1.
 struct RadixCost {
   int radix;
   double cost;
 };
-constexpr RadixCost kCosts[] = {{2, 2.6}, {3, 3.5}, {4, 3.3},  {5, 4.3},  {6, 4.4},  {7, 5.4},
-                                {8, 4.3}, {9, 5.8}, {11, 7.8}, {12, 5.6}, {13, 9.3}, {16, 6.0}};
+#define SURM_RADIX_COST(radix, cost) {radix, cost},
+constexpr RadixCost kCosts[] = {SURM_FOR_RADICES(SURM_RADIX_COST)};
+#undef SURM_RADIX_COST
 constexpr double kTileCost = 10.4;  // the radices inside a vector, with their transpositions
 
 double generic_cost(int radix) { return 2.5 + 0.68 * radix; }

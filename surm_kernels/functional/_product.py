@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
-from surm_kernels.ops._differentiable import _transforms_active
+from surm_kernels._widening import wide_type
+from surm_kernels.ops import _mode
 from surm_kernels.ops._primitive import Primitive
 
 #: What reaches an operator in float32 where the answer has 16 bits. "repeated" parameters fill several places of an
@@ -77,7 +78,7 @@ def _types(
     result = _checks.common_dtype(x, *parameters.values(), base)
     if wide == "nothing":
         return result, result, result
-    inside = torch.promote_types(result, torch.float32)
+    inside = wide_type(result)
     if wide == "repeated":
         alone = not x.requires_grad and any(parameter.requires_grad for parameter in parameters.values())
         wide = "everything" if alone else "parameters"
@@ -99,8 +100,7 @@ def _rows(
 def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:
     """The adapter of every token of x in a row, (T,); one that is not there is refused where numbers are at hand."""
     _checks.require_index(x, index)
-    plain = index.device.type == "cpu" and type(index) is Tensor
-    if plain and not torch.compiler.is_compiling() and not _transforms_active():
+    if index.device.type == "cpu" and _mode.has_values(index):
         _checks.require_within(index, adapters)
     return index.reshape(-1)
 

@@ -30,8 +30,9 @@ class BlockCirculantLinear(StructuredLinear):
         self,
         in_features: int,
         out_features: int,
-        block_size: int,
         bias: bool = True,
+        *,
+        block_size: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

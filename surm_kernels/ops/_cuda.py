@@ -31,7 +31,12 @@ def kernel(name: str, problem: Callable[..., Problem], reference: Operator) -> O
         function = functions.get(backend)
         if function is None:
             function = functions[backend] = _function(name, backend)
-        return function(*arguments)
+        try:
+            return function(*arguments)
+        except RuntimeError as error:
+            if "out of memory" in str(error):  # the stable ABI hands on torch's words, not their type
+                raise torch.OutOfMemoryError(*error.args) from None
+            raise
 
     return run
 

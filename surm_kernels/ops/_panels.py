@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import widened
 from surm_kernels.ops._library import define
 from surm_kernels.reference.ops import generated as reference
-from surm_kernels.reference.ops._rows import wide
 
 SMALL = 1 << 18  # bytes of a matrix that is one panel
 PANEL_ROWS = 384  # at most, of a larger one, and no more than half; a product with far fewer is slower an entry
@@ -35,7 +35,7 @@ def generated(x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, kind
     outputs = _empty_rows(inputs, parameters[0].shape[0])
     starts = outputs if base is None else _tokens(base)
     for group in _groups(inputs):
-        tokens, start, output = wide(inputs[group]), wide(starts[group]), outputs[group]
+        tokens, start, output = widened(inputs[group]), widened(starts[group]), outputs[group]
         result = _accumulator(output)
         for rows in _panels(parameters[0], x.shape[-1]):
             panel, part = matrix.panel(rows), result[:, rows]
@@ -53,7 +53,7 @@ def generated_backward(
     results = _empty_rows(inner if need_x else inner[:0], x.shape[-1])
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
     for group in _groups(inner):
-        cotangents, tokens, output = wide(outer[group]), wide(inner[group]), results[group]
+        cotangents, tokens, output = widened(outer[group]), widened(inner[group]), results[group]
         result = _accumulator(output)
         for rows in _panels(parameters[0], x.shape[-1]):
             panel = matrix.panel(rows)

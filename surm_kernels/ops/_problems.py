@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from surm_kernels import gpu_rule
+from surm_kernels._widening import wide_type
 from surm_kernels.block_kinds import KINDS
 from surm_kernels.gpu_rule import Problem
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _few(rows: Tensor) -> bool:
@@ -51,7 +48,7 @@ def grid_dense_adjoint(w: Tensor, kind: int, rows: int, columns: int) -> Problem
 
 
 def grid_spectrum(values: Tensor, kind: int, columns: int, transposed: bool) -> Problem:
-    return _grid("grid_spectrum", _wide(values.dtype), values.shape[1:], kind, columns, transposed)
+    return _grid("grid_spectrum", wide_type(values.dtype), values.shape[1:], kind, columns, transposed)
 
 
 def grid_by_spectrum(
@@ -65,7 +62,7 @@ def grid_by_spectrum(
     columns: int,
     scale: float,
 ) -> Problem:
-    return Problem("grid_by_spectrum", _wide(x.dtype), outputs, inputs, rows, columns, kind=kind)
+    return Problem("grid_by_spectrum", wide_type(x.dtype), outputs, inputs, rows, columns, kind=kind)
 
 
 def grid_merge(weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, out: Tensor) -> Problem:

@@ -7,14 +7,13 @@ float32, so that the sums over the tokens of an adapter are rounded once.
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from surm_kernels.ops import _problems
-from surm_kernels.ops._differentiable import _requires_grad, _transforms_active
+from surm_kernels._widening import widened
+from surm_kernels.ops import _mode, _problems
+from surm_kernels.ops._differentiable import _requires_grad
 from surm_kernels.ops._library import define, without_autocast
 from surm_kernels.ops.grid import grid
 from surm_kernels.reference.ops import bank as reference
-from surm_kernels.reference.ops._rows import wide
 
 CIRCULANT = (
     "circulant_bank(Tensor x, Tensor c, Tensor index, Tensor? base, int kind, float scale, bool transposed) -> Tensor"
@@ -52,9 +51,9 @@ def circulant_bank(
     if _has_kernel(x, c, base) and x.shape[0] * x.shape[1] ** 2 <= MOST_ENTRIES:
         return _circulant_bank(x, c, index, base, kind, scale, transposed)
     with without_autocast(x):
-        own = reference.gathered(wide(c), index)[:, None, None]
-        start = None if base is None else wide(base).unsqueeze(1)
-        return grid(wide(x).unsqueeze(1), own, start, kind, c.shape[1], scale, transposed).squeeze(1).to(x.dtype)
+        own = reference.gathered(widened(c), index)[:, None, None]
+        start = None if base is None else widened(base).unsqueeze(1)
+        return grid(widened(x).unsqueeze(1), own, start, kind, c.shape[1], scale, transposed).squeeze(1).to(x.dtype)
 
 
 def diagonal_bank(
@@ -64,15 +63,15 @@ def diagonal_bank(
     if _has_kernel(x, u, s, v, base):
         return _diagonal_bank(x, u, s, v, index, base, scale)
     with without_autocast(x):
-        between = ((x @ v) * reference.gathered(wide(s), index)).to(x.dtype)
-        product = scale * wide(between @ u.mT)
+        between = ((x @ v) * reference.gathered(widened(s), index)).to(x.dtype)
+        product = scale * widened(between @ u.mT)
         return (product if base is None else base + product).to(x.dtype)
 
 
 def _has_kernel(x: Tensor, *others: Tensor | None) -> bool:
     """Whether the operator serves: on CUDA, where nobody asks for a derivative."""
-    if not x.is_cuda or _transforms_active():
+    if not x.is_cuda or _mode.transforms_active():
         return False
-    if not torch.compiler.is_dynamo_compiling() and forward_ad._current_level >= 0:
+    if not _mode.is_compiling() and _mode.in_forward_mode():
         return False
     return not (torch.is_grad_enabled() and _requires_grad((x, *others)))

@@ -7,12 +7,12 @@ independent problems, which carries vmap. SiVA trains s alone, so u and v get th
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import widened
 from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define, without_autocast
 from surm_kernels.ops._multilinear import MultilinearForm
 from surm_kernels.ops._primitive import Primitive, Work
 from surm_kernels.reference.ops import diagonal as reference
-from surm_kernels.reference.ops._rows import wide
 
 
 def _diagonal_fake(x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
@@ -56,7 +56,7 @@ class _Form(MultilinearForm):
         return u.shape[1], v.shape[1]
 
     def dense(self, w: Primitive) -> Tensor:
-        u, s, v = (wide(argument.squeeze(0)) for argument in w.arguments)
+        u, s, v = (widened(argument.squeeze(0)) for argument in w.arguments)
         with without_autocast(u):
             return ((u * s) @ v.mT).to(w.arguments[0].dtype)
 

@@ -10,6 +10,7 @@ merging W(values) of a single problem into a weight.
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import wide_type
 from surm_kernels.block_kinds import KINDS
 from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define
@@ -56,7 +57,7 @@ def _grid_dense_adjoint_fake(w: Tensor, kind: int, rows: int, columns: int) -> T
 
 def _grid_spectrum_fake(values: Tensor, kind: int, columns: int, transposed: bool) -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()  # known to the kernels alone
-    return values.new_empty(size, dtype=torch.promote_types(values.dtype, torch.float32))
+    return values.new_empty(size, dtype=wide_type(values.dtype))
 
 
 def _grid_by_spectrum_fake(

@@ -7,12 +7,12 @@ problems, which carries vmap.
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import widened
 from surm_kernels.ops import _problems
 from surm_kernels.ops._library import define
 from surm_kernels.ops._multilinear import MultilinearForm
 from surm_kernels.ops._primitive import Primitive, Work
 from surm_kernels.reference.ops import kronecker as reference
-from surm_kernels.reference.ops._rows import wide
 
 
 def _kronecker_fake(x: Tensor, a: Tensor, b: Tensor, base: Tensor | None, scale: float, transposed: bool) -> Tensor:
@@ -66,13 +66,13 @@ class _Form(MultilinearForm):
         return p * r, q * s
 
     def dense(self, w: Primitive) -> Tensor:
-        a, b = (wide(argument.squeeze(0)) for argument in w.arguments)
+        a, b = (widened(argument.squeeze(0)) for argument in w.arguments)
         return (a[:, None, :, None] * b[:, None, :]).flatten(2).flatten(0, 1).to(w.arguments[0].dtype)
 
     def merge(self, w: Primitive, weight: Tensor, scale: float, out: Tensor) -> bool:
         if not (weight.is_contiguous() and out.is_contiguous()):
             return False
-        (a, b) = (wide(argument) for argument in w.arguments)
+        (a, b) = (widened(argument) for argument in w.arguments)
         (_, p, q), (_, r, s) = a.shape, b.shape
         blocks = out.view(p, r, q, s)
         torch.addcmul(weight.view(p, r, q, s), a.view(p, 1, q, 1), b.view(1, r, 1, s), value=scale, out=blocks)

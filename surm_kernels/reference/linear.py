@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import wide_type
 from surm_kernels.reference import dense
 
 
@@ -122,7 +123,7 @@ def _linear(
     result = x.dtype
     for t in (*parameters, *(() if base is None else (base,))):
         result = torch.promote_types(result, t.dtype)
-    inside = torch.promote_types(result, torch.float32)
+    inside = wide_type(result)
     product = scale * (x.to(inside) @ matrix(*(parameter.to(inside) for parameter in parameters)).mT)
     if base is not None:
         product = product + base.to(inside)

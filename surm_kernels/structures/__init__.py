@@ -4,12 +4,14 @@ from surm_kernels.structures.base import Structure
 from surm_kernels.structures.block_circulant import BlockCirculant
 from surm_kernels.structures.cauchy_like import CauchyLike
 from surm_kernels.structures.circulant import Circulant
+from surm_kernels.structures.circulant_diagonal import CirculantDiagonal
 from surm_kernels.structures.circulant_product import CirculantProduct
 from surm_kernels.structures.hankel import Hankel
 from surm_kernels.structures.hankel_like import HankelLike
 from surm_kernels.structures.hydra import Hydra
 from surm_kernels.structures.kronecker import Kronecker
 from surm_kernels.structures.low_rank import LowRank
+from surm_kernels.structures.monarch import Monarch
 from surm_kernels.structures.siva import Siva
 from surm_kernels.structures.skew_circulant import SkewCirculant
 from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
@@ -23,12 +25,14 @@ __all__ = [
     "BlockCirculant",
     "CauchyLike",
     "Circulant",
+    "CirculantDiagonal",
     "CirculantProduct",
     "Hankel",
     "HankelLike",
     "Hydra",
     "Kronecker",
     "LowRank",
+    "Monarch",
     "Siva",
     "SkewCirculant",
     "Structure",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
+from surm_kernels._widening import widened
 from surm_kernels.ops._library import without_autocast
 
 
@@ -171,11 +172,6 @@ class Structure(ABC):
         if weight.shape != (self.out_features, self.in_features):
             wanted = (self.out_features, self.in_features)
             raise ValueError(f"weight must have shape {wanted}, got {tuple(weight.shape)}")
-
-
-def widened(t: Tensor) -> Tensor:
-    """t in float32 at least."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def require_blocks(block_size: int | None, in_features: int, out_features: int) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import widened
 from surm_kernels.functional._product import composed
-from surm_kernels.structures.base import Structure, widened
+from surm_kernels.structures.base import Structure
 
 
 class ComposedStructure(Structure):

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
+from surm_kernels._widening import widened
 from surm_kernels.functional._product import Wide
 from surm_kernels.ops._primitive import Primitive
 from surm_kernels.ops.grid import grid_dense_adjoint
-from surm_kernels.structures.base import TiedEntries, require_blocks, widened
+from surm_kernels.structures.base import TiedEntries, require_blocks
 from surm_kernels.structures.primitive import PrimitiveStructure
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks
+from surm_kernels._widening import widened
 from surm_kernels.functional._product import composed, product
 from surm_kernels.ops._primitive import Primitive
-from surm_kernels.structures.base import tied_means, widened
+from surm_kernels.structures.base import tied_means
 from surm_kernels.structures.hydra_blocks import KINDS
 from surm_kernels.structures.pool import Constants, PoolMap
 from surm_kernels.structures.primitive import PrimitiveStructure

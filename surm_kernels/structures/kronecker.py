@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks, _matrices
+from surm_kernels._widening import widened
 from surm_kernels.ops._primitive import Primitive
-from surm_kernels.structures.base import initialise_factors, widened
+from surm_kernels.structures.base import initialise_factors
 from surm_kernels.structures.primitive import PrimitiveStructure
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from surm_kernels import _checks, _matrices
+from surm_kernels._widening import widened
 from surm_kernels.ops._primitive import Primitive
-from surm_kernels.structures.base import bilinear_bound, widened
+from surm_kernels.structures.base import bilinear_bound
 from surm_kernels.structures.primitive import PrimitiveStructure
 
 

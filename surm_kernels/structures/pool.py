@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import wide_type
 from surm_kernels.ops._multilinear import Multilinear
 from surm_kernels.structures.random_integers import RandomIntegers
 
@@ -50,7 +51,7 @@ def _gather(base: None, w: None, pool: Tensor, index: Tensor, inverse: Tensor) -
 
 def _sums(base: None, w: Tensor, pool: None, index: Tensor, inverse: Tensor) -> Tensor:
     rounds = torch.nn.functional.pad(w, (0, inverse.numel() - w.shape[-1]))[:, inverse]
-    return rounds.sum(1, dtype=torch.promote_types(w.dtype, torch.float32)).to(w.dtype)
+    return rounds.sum(1, dtype=wide_type(w.dtype)).to(w.dtype)
 
 
 # <w, slots of the pool>; both arguments have a leading dimension of independent problems.

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import wide_type, widened
 from surm_kernels.functional._product import Wide, composed, product
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.ops._primitive import Primitive, Product
-from surm_kernels.structures.base import Structure, widened
+from surm_kernels.structures.base import Structure
 
 
 class PrimitiveStructure(Structure):
@@ -39,7 +40,7 @@ class PrimitiveStructure(Structure):
         self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
     ) -> tuple[Tensor | None, ...]:
         """The gradients of `scale * <g, x @ W.T>` by the primitive's own operators, see `Structure.gradients`."""
-        inside = x.dtype if self.wide == "nothing" else torch.promote_types(x.dtype, torch.float32)
+        inside = x.dtype if self.wide == "nothing" else wide_type(x.dtype)
         rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
         if self.wide == "everything":
             rows, cotangents = rows.to(inside), cotangents.to(inside)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from surm_kernels import _checks, _matrices, siva
+from surm_kernels._widening import wide_type
 from surm_kernels.ops._primitive import Primitive
 from surm_kernels.structures.primitive import PrimitiveStructure
 
@@ -61,7 +62,7 @@ class Siva(PrimitiveStructure):
             s.zero_()
             return
         for basis in (U, V):
-            drawn = torch.empty_like(basis, dtype=torch.promote_types(basis.dtype, torch.float32))
+            drawn = torch.empty_like(basis, dtype=wide_type(basis.dtype))
             basis.copy_(nn.init.orthogonal_(drawn, generator=generator))
         # x of variance 1 gives the outputs the variance |s|^2 / out_features on average, which is to be 1/3.
         bound = (self.out_features / self.k) ** 0.5

@@ -7,18 +7,19 @@ import pytest
 import torch
 
 from surm_kernels import _extension
+from surm_kernels._namespace import CUDA_NAMESPACE
+from surm_kernels.gpu_rule import CUDA_OPERATORS
 from tests.emulator.build import emulated_kernels
 
 
-def emulated(primitive: str, module: ModuleType) -> Iterator[ModuleType]:
-    """While it lasts, the operators of a primitive in a module of tests are those of CUDA C++; yields the controls."""
+def emulated(module: ModuleType) -> Iterator[ModuleType]:
+    """While it lasts, the operators in a module of tests are those of CUDA C++; yields the controls."""
     if not _extension.available:
         pytest.skip("the emulated kernels are tested once, beside the compiled library")
-    kernels = emulated_kernels()
+    kernels, operators = emulated_kernels(), getattr(torch.ops, CUDA_NAMESPACE)
     with pytest.MonkeyPatch.context() as patch:
-        for name in vars(module):
-            if name == primitive or name.startswith(f"{primitive}_"):
-                patch.setattr(module, name, getattr(torch.ops.surm_kernels_cuda, name))
+        for name in set(CUDA_OPERATORS) & set(vars(module)):
+            patch.setattr(module, name, getattr(operators, name))
         yield kernels
 
 

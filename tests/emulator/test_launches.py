@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from surm_kernels import _extension
+from surm_kernels._namespace import CUDA_NAMESPACE
+from surm_kernels.block_kinds import CIRCULANT, KINDS, SKEW_CIRCULANT, TOEPLITZ
 from tests import oracle
 from tests.emulator.build import emulated_kernels
 from tests.emulator.stand_in import as_it_was
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-operators = torch.ops.surm_kernels_cuda
+operators = getattr(torch.ops, CUDA_NAMESPACE)
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/shapes.h
 
 device_cases = pytest.mark.parametrize("device", [0, 1, 2])
@@ -40,37 +42,35 @@ def fails_as_too_large(call) -> bool:
     return False
 
 
+CIRCULANT_GRIDS = [
+    (1, 1, 2048, 2048),
+    (1, 1, 4096, 4096),
+    (1, 1, 16384, 16384),
+    (1, 1, 11008, 11008),
+    (2, 3, 2048, 2048),
+]
+TOEPLITZ_GRIDS = [(1, 1, 1000, 3000), (1, 1, 4096, 4096), (1, 1, 8192, 8192)]
+
+
 @device_cases
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "sizes", [(1, 1, 2048), (1, 1, 4096), (1, 1, 8192), (1, 1, 16384), (1, 1, 11008), (2, 3, 2048)]
+    ("kind", "sizes"),
+    [*((CIRCULANT, sizes) for sizes in CIRCULANT_GRIDS), *((TOEPLITZ, sizes) for sizes in TOEPLITZ_GRIDS)],
+    ids=str,
 )
-def test_krylov_runs_exactly_where_its_shared_memory_fits(sizes, dtype: torch.dtype, device: int, kernels) -> None:
+def test_a_grid_runs_exactly_where_its_shared_memory_fits(
+    kind: int, sizes: tuple[int, int, int, int], dtype: torch.dtype, device: int, kernels
+) -> None:
     kernels.set_device(device)
-    outputs, inputs, block = sizes
-    v = torch.randn(1, *sizes).to(dtype)
-    x, g = torch.randn(1, 2, inputs * block).to(dtype), torch.randn(1, 2, outputs * block).to(dtype)
+    outputs, inputs, rows, columns = sizes
+    values = torch.randn(1, outputs, inputs, KINDS[kind].values(rows, columns)).to(dtype)
+    x, g = torch.randn(1, 2, inputs * columns).to(dtype), torch.randn(1, 2, outputs * rows).to(dtype)
     calls = {
-        False: lambda: operators.krylov(x, v, None, 1, 1.0, False),
-        True: lambda: operators.krylov_backward(g, x, v, 1, 1.0, False),
+        False: lambda: operators.grid(x, values, None, kind, columns, 1.0, False),
+        True: lambda: operators.grid_backward(g, x, values, kind, columns, 1.0, False),
     }
-    wanted = {kind: shared_bytes(kernels, "krylov", TYPES[dtype], *sizes, kind) for kind in calls}
-    assert_fits(calls, wanted, kernels, device)
-
-
-@device_cases
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("shape", [(1000, 3000), (4096, 4096), (8192, 8192)])
-def test_toeplitz_runs_exactly_where_its_shared_memory_fits(shape, dtype: torch.dtype, device: int, kernels) -> None:
-    kernels.set_device(device)
-    rows, columns = shape
-    t = torch.randn(1, 1, 1, rows + columns - 1, dtype=dtype)
-    x, g = torch.randn(1, 2, columns, dtype=dtype), torch.randn(1, 2, rows, dtype=dtype)
-    calls = {
-        False: lambda: operators.toeplitz(x, t, None, columns, 1.0, False, False),
-        True: lambda: operators.toeplitz_backward(g, x, t, columns, 1.0, False),
-    }
-    wanted = {kind: shared_bytes(kernels, "toeplitz", TYPES[dtype], 1, 1, *shape, kind) for kind in calls}
+    wanted = {gradient: shared_bytes(kernels, "grid", TYPES[dtype], kind, *sizes, gradient) for gradient in calls}
     assert_fits(calls, wanted, kernels, device)
 
 
@@ -107,16 +107,16 @@ def assert_fits(calls, wanted, kernels, device: int) -> None:
 
 def test_what_does_not_fit_names_the_operator_and_its_sizes(kernels) -> None:
     x, v = torch.randn(3, 2, 16384).double(), torch.randn(3, 1, 1, 16384).double()
-    with pytest.raises(RuntimeError, match="krylov with 1 x 1 blocks of 16384 and 3 x 2 tokens failed"):
-        operators.krylov(x, v, None, 1, 1.0, False)
-    with pytest.raises(RuntimeError, match="krylov_pullback with 1 x 1 blocks of 16384 and 3 x 2 tokens failed"):
-        operators.krylov_pullback(x, x, 16384, 1, 1.0)
+    with pytest.raises(RuntimeError, match="grid with 1 x 1 blocks of 16384 x 16384 and 3 x 2 tokens failed"):
+        operators.grid(x, v, None, CIRCULANT, 16384, 1.0, False)
+    with pytest.raises(RuntimeError, match="grid_pullback with 1 x 1 blocks of 16384 x 16384 and 3 x 2 tokens failed"):
+        operators.grid_pullback(x, x, CIRCULANT, 16384, 16384, 1.0)
 
 
 def test_tables_are_uploaded_once_for_every_device_and_size(kernels) -> None:
     def uploads(size: int) -> int:
         before = kernels.allocations()
-        operators.krylov(torch.randn(1, 2, size), torch.randn(1, 1, 1, size), None, 1, 1.0, False)
+        operators.grid(torch.randn(1, 2, size), torch.randn(1, 1, 1, size), None, CIRCULANT, size, 1.0, False)
         return kernels.allocations() - before
 
     assert [uploads(1760), uploads(1760), uploads(1280)] == [1, 0, 1]
@@ -129,7 +129,7 @@ def test_a_size_may_be_new_while_a_graph_is_captured(size: int, kernels) -> None
     x, v = torch.randn(1, 2, size), torch.randn(1, 1, 1, size)
     kernels.set_capturing(True)
     assert kernels.refuses_allocations()
-    y = operators.krylov(x, v, None, -1, 1.0, False)
+    y = operators.grid(x, v, None, SKEW_CIRCULANT, size, 1.0, False)
     assert kernels.refuses_allocations()
     oracle.assert_close(y, x.double() @ oracle.matrix(v[0], -1).T)
-    operators.krylov_backward(x, x, v, -1, 1.0, False)
+    operators.grid_backward(x, x, v, SKEW_CIRCULANT, size, 1.0, False)

@@ -26,7 +26,7 @@ PARTS = ((5, 5, 3, 5), (5, 3, 5, 2), (7, 1, 7, 4), (7, 7, 1, 1), (97, 60, 41, 3)
 
 @pytest.fixture(scope="module", autouse=True)
 def emulated_ldr():
-    yield from emulated("ldr", parity)
+    yield from emulated(parity)
 
 
 @pytest.fixture

@@ -9,13 +9,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from surm_kernels.block_kinds import HANKEL, SKEW_CIRCULANT
 from tests import oracle, updates
 from tests.gpu import DEVICE, MISSING, tune_nothing
+from tests.grids import Grid, grid_of
 
 DTYPES = (torch.float32, torch.bfloat16)
 # A product of small primes, a prime for Bluestein, one of several threads a transform, a grid.
-BLOCKS = ((1, 1, 12), (1, 1, 97), (1, 1, 768), (2, 3, 64))
-RECTANGLES = ((12, 12), (33, 97), (384, 256))
+GRIDS = (
+    *(grid_of(SKEW_CIRCULANT, *shape) for shape in ((12, 12), (97, 97), (768, 768), (64, 64, 2, 3))),
+    *(grid_of(HANKEL, *shape) for shape in ((12, 12), (33, 97), (384, 256))),
+)
 TOLERANCE = 0.02
 
 
@@ -24,41 +28,25 @@ def close(got: Tensor, exact: Tensor) -> None:
     assert error <= TOLERANCE, f"off by {error:.1e}"
 
 
-def krylov(dtype: torch.dtype, grid: tuple[int, int, int]) -> None:
+def grid(dtype: torch.dtype, w: Grid) -> None:
     """All operators of one grid."""
-    ops = torch.ops.surm_kernels
-    outputs, inputs, block = grid
-    v = torch.randn(1, *grid).to(dtype)
-    x, g = (torch.randn(1, 19, count * block).to(dtype) for count in (inputs, outputs))
-    W = oracle.matrix(v[0], -1)
-    v_, x_, g_ = (tensor.to(DEVICE) for tensor in (v, x, g))
-    close(ops.krylov(x_, v_, g_, -1, 1.0, False)[0], (g.double() + x.double() @ W.T)[0])
-    close(ops.krylov(g_, v_, None, -1, 1.0, True)[0], g[0].double() @ W)
-    wanted = oracle.diagonal_sums(g[0].double().T @ x[0].double(), block, -1)
-    close(ops.krylov_pullback(g_, x_, block, -1, 1.0)[0], wanted)
-    close(ops.krylov_backward(g_, x_, v_, -1, 1.0, False)[1][0], wanted)
-    spectrum = ops.krylov_spectrum(v_, -1, False)
-    close(ops.krylov_by_spectrum(x_, spectrum, None, outputs, inputs, block, -1, 1.0)[0], x[0].double() @ W.T)
-    close(ops.krylov_dense(v_, -1)[0], W)
-    close(ops.krylov_dense_adjoint(W[None].to(DEVICE, dtype), block, -1)[0], oracle.diagonal_sums(W, block, -1))
-
-
-def toeplitz(dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    """All operators of one rectangle."""
-    ops = torch.ops.surm_kernels
-    rows, columns = shape
-    t = torch.randn(1, 1, 1, rows + columns - 1).to(dtype)
-    x, g = (torch.randn(1, 19, size).to(dtype) for size in (columns, rows))
-    W = oracle.hankel(t[0], columns)
-    t_, x_, g_ = (tensor.to(DEVICE) for tensor in (t, x, g))
-    close(ops.toeplitz(x_, t_, g_, columns, 1.0, False, True)[0], (g.double() + x.double() @ W.T)[0])
-    close(ops.toeplitz(g_, t_, None, columns, 1.0, True, True)[0], g[0].double() @ W)
-    close(ops.toeplitz_backward(g_, x_, t_, columns, 1.0, True)[0][0], g[0].double() @ W)
-    ops.toeplitz_pullback(g_, x_, rows, columns, 1.0, True)
-    spectrum = ops.toeplitz_spectrum(t_, columns, False, True)
-    close(ops.toeplitz_by_spectrum(x_, spectrum, None, 1, 1, rows, columns, 1.0, True)[0], x[0].double() @ W.T)
-    close(ops.toeplitz_dense(t_, columns, True)[0], W)
-    ops.toeplitz_dense_adjoint(W[None].to(DEVICE, dtype), rows, columns, True)
+    ops, (kind, outputs, inputs, rows, columns) = torch.ops.surm_kernels, w
+    values, (x, g) = w.values(1, dtype), w.tokens(1, 19, dtype)
+    (W,), (wanted,) = w.matrices(values), w.pullback(g, x)
+    values_, x_, g_ = (tensor.to(DEVICE) for tensor in (values, x, g))
+    close(ops.grid(x_, values_, g_, kind, columns, 1.0, False)[0], (g.double() + x.double() @ W.T)[0])
+    close(ops.grid(g_, values_, None, kind, columns, 1.0, True)[0], g[0].double() @ W)
+    close(ops.grid_pullback(g_, x_, kind, rows, columns, 1.0)[0], wanted)
+    x_gradient, gradient = ops.grid_backward(g_, x_, values_, kind, columns, 1.0, False)
+    close(x_gradient[0], g[0].double() @ W)
+    close(gradient[0], wanted)
+    close(ops.grid_backward(x_, g_, values_, kind, columns, 1.0, True)[1][0], wanted)
+    spectrum = ops.grid_spectrum(values_, kind, columns, False)
+    y = ops.grid_by_spectrum(x_, spectrum, None, kind, outputs, inputs, rows, columns, 1.0)
+    close(y[0], x[0].double() @ W.T)
+    close(ops.grid_dense(values_, kind, columns)[0], W)
+    sums = ops.grid_dense_adjoint(W[None].to(DEVICE, dtype), kind, rows, columns)
+    close(sums[0], w.sums(W[None].to(dtype))[0])
 
 
 def structure(dtype: torch.dtype, name: str) -> None:
@@ -76,8 +64,7 @@ def structure(dtype: torch.dtype, name: str) -> None:
 def calls() -> list[tuple[str, Callable[..., None], object]]:
     """Every call by name."""
     return [
-        *((f"krylov {grid}", krylov, grid) for grid in BLOCKS),
-        *((f"toeplitz {shape}", toeplitz, shape) for shape in RECTANGLES),
+        *((f"grid {w}", grid, w) for w in GRIDS),
         *((name, structure, name) for name in updates.SQUARES),
     ]
 

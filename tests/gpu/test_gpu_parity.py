@@ -9,25 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from surm_kernels import functional
+from surm_kernels.block_kinds import CIRCULANT, HANKEL, SKEW_CIRCULANT, TOEPLITZ
 from surm_kernels.nn import AdaptedLinear
-from surm_kernels.ops.krylov import krylov, krylov_backward
+from surm_kernels.ops.grid import grid, grid_backward
 from surm_kernels.structures import Structure
 from tests import adapted, oracle, updates
+from tests import test_grid as parity
 from tests.gpu import DEVICE, MISSING
-from tests.test_krylov import SCALE, assert_matches
+from tests.grids import DTYPES, Grid, cases, grid_of, grids_in_turns
+from tests.test_grid import SCALE
 from tests.test_ldr import exact_results
 from tests.test_structure_gradients import WITH_TYPE, assert_gradients, exact_gradients, joined, tokens_of
-from tests.test_toeplitz import assert_matches_dense
+from tests.turns import in_turns
 
 if MISSING:
     pytest.skip(f"{MISSING}; benchmarks/gpu.sh runs these tests where there is a GPU", allow_module_level=True)
 
 REHEARSED = DEVICE.type == "cpu"
 SIZES = (1, 2, 3, 5, 12, 63, 64, 97, 192, 384, 768, 1000, 1024, 1536, 3072, 4096)
-LARGE_SIZES = (4608, 8192, 11008, 13824, 14336, 16384)
 BEYOND_SHARED_MEMORY = 40000
-GRIDS = ((2, 3, 5), (3, 2, 64), (6, 6, 128), (1, 4, 97), (4, 1, 63), (2, 2, 384))
+LARGE = [(size, size) for size in (4608, 8192, 11008, 13824, 14336, 16384, BEYOND_SHARED_MEMORY)]
+# Rows, columns, blocks of a column and blocks of a row.
+BLOCKS = ((5, 5, 2, 3), (64, 64, 3, 2), (128, 128, 6, 6), (97, 97, 1, 4), (63, 63, 4, 1), (384, 384, 2, 2))
 RECTANGLES = ((5, 3), (1, 97), (97, 1), (15, 16), (64, 192), (97, 1000), (1024, 12), (768, 3072), (3072, 768))
+WRAPPING, RECTANGULAR = (CIRCULANT, SKEW_CIRCULANT), (TOEPLITZ, HANKEL)
 SOME_SIZES = (12, 97, 768, 1000, 4096)
 TOKENS = (0, 1, 17, 130)
 
@@ -94,66 +99,28 @@ def test_every_structure_merges_with_a_weight_and_rounds_once(structure: Structu
     oracle.assert_close(merged.cpu(), exact)
 
 
-@dtypes
-@pytest.mark.parametrize("size", [size for size in SIZES if size <= 1024 or not REHEARSED])
-def test_krylov_of_every_size_matches_the_dense_matrix(size: int, dtype: torch.dtype) -> None:
-    sign = 1 if (SIZES.index(size) + updates.DTYPES.index(dtype)) % 2 else -1
+@cases("w, dtype", grids_in_turns([(size, size) for size in SIZES if size <= 1024 or not REHEARSED], DTYPES))
+def test_grids_of_one_block_of_every_size_match_the_dense_matrix(w: Grid, dtype: torch.dtype) -> None:
     with tensors_on_the_device():
-        v = torch.randn(1, 1, 1, size).to(dtype)
-        dense = oracle.matrix(v[0], sign)[None]
-        for tokens in TOKENS:
-            x, g, base = (torch.randn(1, tokens, size).to(dtype) for _ in range(3))
-            assert_matches(dense, x, v, g, base, sign)
+        parity.assert_matches_dense(w, dtype, 1, TOKENS)
 
 
-@dtypes
-@pytest.mark.parametrize("size", [*LARGE_SIZES, BEYOND_SHARED_MEMORY])
-def test_krylov_of_large_sizes_matches_sampled_rows(size: int, dtype: torch.dtype) -> None:
-    sign = 1 if updates.DTYPES.index(dtype) % 2 else -1
+@cases("w, dtype", [(grid_of(kind, *shape), dtype) for shape, dtype, kind in in_turns(RECTANGLES, DTYPES, RECTANGULAR)])
+def test_grids_of_one_rectangle_match_the_dense_matrix(w: Grid, dtype: torch.dtype) -> None:
     with tensors_on_the_device():
-        v = torch.randn(1, 1, 1, size).to(dtype)
-        sample = torch.randperm(size)[:64]
-        rows, columns = oracle.matrix_rows(v[0, 0, 0], sign, sample), oracle.matrix_columns(v[0, 0, 0], sign, sample)
-        x, g, base = (torch.randn(1, 3, size).to(dtype) for _ in range(3))
-        y = krylov(x, v, base, sign, SCALE, False)
-        oracle.assert_close(y[..., sample], base[..., sample].double() + SCALE * x.double() @ rows.T, "y")
-        x_gradient, v_gradient = krylov_backward(g, x, v, sign, SCALE, False)
-        oracle.assert_close(x_gradient[..., sample], SCALE * g.double() @ columns.T, "gradient of x")
-        exact = SCALE * oracle.some_diagonal_sums(g[0], x[0], sign, sample)
-        oracle.assert_close(v_gradient[0, 0, 0, sample], exact, "gradient of v")
+        parity.assert_matches_dense(w, dtype, 1, (0, 1, 33))
 
 
-@dtypes
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "x".join(map(str, grid)))
-def test_krylov_of_blocks_and_groups_matches_the_dense_matrix(grid: tuple[int, int, int], dtype: torch.dtype) -> None:
-    outputs, inputs, block = grid
+@cases("w, dtype", grids_in_turns(BLOCKS, DTYPES))
+def test_grids_of_blocks_and_groups_match_the_dense_matrix(w: Grid, dtype: torch.dtype) -> None:
     with tensors_on_the_device():
-        v = torch.randn(2, *grid).to(dtype)
-        x = torch.randn(2, 33, inputs * block).to(dtype)
-        g, base = (torch.randn(2, 33, outputs * block).to(dtype) for _ in range(2))
-        dense = torch.stack([oracle.matrix(group, 1) for group in v])
-        assert_matches(dense, x, v, g, base, 1)
+        parity.assert_matches_dense(w, dtype, 2, (33,))
 
 
-@pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz", "hankel"])
-@dtypes
-@pytest.mark.parametrize("shape", RECTANGLES, ids=lambda shape: "x".join(map(str, shape)))
-def test_toeplitz_of_rectangles_matches_the_dense_matrix(
-    shape: tuple[int, int], dtype: torch.dtype, reflected: bool
-) -> None:
-    rows, columns = shape
+@cases("w, dtype", [(grid_of(kind, *shape), dtype) for shape, dtype, kind in in_turns(LARGE, DTYPES, WRAPPING)])
+def test_grids_of_a_large_block_match_sampled_rows(w: Grid, dtype: torch.dtype) -> None:
     with tensors_on_the_device():
-        t = torch.randn(1, 1, 1, rows + columns - 1).to(dtype)
-        assert_matches_dense(t, rows, columns, (0, 1, 33), reflected)
-
-
-@dtypes
-@pytest.mark.parametrize("size", [size for size in SIZES if size <= 1024])
-def test_toeplitz_of_square_blocks_matches_the_dense_matrix(size: int, dtype: torch.dtype) -> None:
-    with tensors_on_the_device():
-        blocks = (2, 3) if size <= 128 else (1, 1)
-        t = torch.randn(1, *blocks, 2 * size - 1).to(dtype)
-        assert_matches_dense(t, size, size, (17,), bool(size % 2))
+        parity.test_large_matrices_match_sampled_rows(w, dtype)
 
 
 @pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz-like", "reflected"])
@@ -246,7 +213,7 @@ def test_rows_are_as_exact_as_their_own_size_allows(size: int, dtype: torch.dtyp
         v = torch.randn(1, 1, 1, size).to(dtype)
         scales = torch.logspace(-4, 4, 9, dtype=torch.float64)[torch.randperm(9)]
         x = (torch.randn(9, size, dtype=torch.float64) * scales[:, None]).to(dtype)
-        y = krylov(x[None], v, None, 1, 1.0, False)[0]
+        y = grid(x[None], v, None, CIRCULANT, size, 1.0, False)[0]
         exact = x.double() @ oracle.matrix(v[0], 1).T
         if dtype == torch.float32:
             oracle.assert_rows_close(y, exact)
@@ -284,7 +251,7 @@ def test_strided_unaligned_and_expanded_tokens_have_the_same_results(size: int, 
         for layout in (x, apart, scattered):
             y = functional.circulant_linear(layout, c)
             oracle.assert_close(y, exact[0])
-            gradient = krylov_backward(g[None], layout[None], c[None, None, None], 1, 1.0, False)[1]
+            gradient = grid_backward(g[None], layout[None], c[None, None, None], CIRCULANT, size, 1.0, False)[1]
             oracle.assert_close(gradient.flatten(), exact[2], size=exact[2].norm().item())
         expanded = functional.circulant_linear(x[:1].expand(6, size), c)
         oracle.assert_close(expanded, exact[0][:1].expand(6, size))

@@ -7,10 +7,7 @@ matrix product may be set to run in TF32.
 import torch
 from torch import Tensor
 
-
-def wide(t: Tensor) -> Tensor:
-    """t in the type it is computed in: float32 for 16-bit."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+from surm_kernels._widening import wide_type, widened
 
 
 def blocks(rows: Tensor, size: int) -> Tensor:
@@ -22,7 +19,7 @@ def normalised(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     A row that is not finite becomes zeros with the factor NaN, so that it cannot meet another row.
     """
-    rows = wide(rows)
+    rows = widened(rows)
     largest = rows.abs().amax(-1, keepdim=True)
     finite = largest.isfinite()
     exponent = torch.frexp(torch.where(finite, largest, 1.0))[1].sub(1).clamp(-126, 126)
@@ -50,14 +47,14 @@ def merge(weight: Tensor, matrix: Tensor, scale: float, out: Tensor) -> None:
         weight.dtype == out.dtype or torch.float32 in (weight.dtype, out.dtype),
         lambda: "surm_kernels: weight and out must have one dtype, or one of them float32",
     )
-    dtype = torch.promote_types(wide(weight[:0]).dtype, wide(out[:0]).dtype)
+    dtype = torch.promote_types(wide_type(weight.dtype), wide_type(out.dtype))
     out.copy_(weight.to(dtype) + scale * matrix.to(dtype))
 
 
 def kept(spectrum: Tensor, x: Tensor) -> Tensor:
     """What the reference keeps in place of a spectrum, the parameter itself, checked to serve x."""
     torch._check(
-        spectrum.dtype == wide(x[:0]).dtype,
+        spectrum.dtype == wide_type(x.dtype),
         lambda: "surm_kernels: spectrum must be float32, or float64 where x is",
     )
     return spectrum

@@ -7,8 +7,9 @@ float32 too, here. An index out of range gives a row of NaN.
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import widened
 from surm_kernels.reference.ops import grid
-from surm_kernels.reference.ops._rows import rounded, wide
+from surm_kernels.reference.ops._rows import rounded
 
 
 def circulant_bank(
@@ -22,8 +23,8 @@ def circulant_bank(
 def diagonal_bank(
     x: Tensor, u: Tensor, s: Tensor, v: Tensor, index: Tensor, base: Tensor | None, scale: float
 ) -> Tensor:
-    between = (wide(x) @ wide(v)) * wide(gathered(s, index))
-    return rounded(between @ wide(u).mT, scale, base, x.dtype)
+    between = (widened(x) @ widened(v)) * widened(gathered(s, index))
+    return rounded(between @ widened(u).mT, scale, base, x.dtype)
 
 
 def gathered(rows: Tensor, index: Tensor) -> Tensor:

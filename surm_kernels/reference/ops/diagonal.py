@@ -5,11 +5,12 @@
 
 from torch import Tensor
 
-from surm_kernels.reference.ops._rows import rounded, wide
+from surm_kernels._widening import widened
+from surm_kernels.reference.ops._rows import rounded
 
 
 def diagonal(x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
-    return rounded((_times(x, v) * wide(s).unsqueeze(1)) @ wide(u).mT, scale, base, x.dtype)
+    return rounded((_times(x, v) * widened(s).unsqueeze(1)) @ widened(u).mT, scale, base, x.dtype)
 
 
 def diagonal_pullback(g: Tensor, x: Tensor, u: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -22,8 +23,8 @@ def diagonal_backward(g: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor, sca
 
 def factor_gradient(g: Tensor, x: Tensor, s: Tensor, v: Tensor, scale: float) -> Tensor:
     """The gradient with respect to u; with g and x exchanged and u for v, that with respect to v."""
-    return (scale * wide(g).mT @ (_times(x, v) * wide(s).unsqueeze(1))).to(x.dtype)
+    return (scale * widened(g).mT @ (_times(x, v) * widened(s).unsqueeze(1))).to(x.dtype)
 
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:
-    return wide(rows) @ wide(matrix)
+    return widened(rows) @ widened(matrix)

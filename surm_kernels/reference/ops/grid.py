@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import widened
 from surm_kernels.block_kinds import KINDS
 from surm_kernels.reference import dense
 from surm_kernels.reference.ops._rows import (
@@ -24,7 +25,6 @@ from surm_kernels.reference.ops._rows import (
     normalised,
     normalised_pair,
     rounded,
-    wide,
 )
 
 
@@ -37,7 +37,7 @@ def grid(
     if x.numel() == 0:  # torch.fft refuses empty batches
         return x.new_empty(x.shape[0], x.shape[1], values.shape[1] * rows)
     tokens, magnitude = normalised(x)
-    product = _FORMULAS[kind].product(blocks(tokens, columns), wide(values), rows)
+    product = _FORMULAS[kind].product(blocks(tokens, columns), widened(values), rows)
     return rounded(product.flatten(-2), magnitude * scale, base, x.dtype)
 
 
@@ -67,7 +67,7 @@ def grid_dense(values: Tensor, kind: int, columns: int) -> Tensor:
 
 
 def grid_dense_adjoint(w: Tensor, kind: int, rows: int, columns: int) -> Tensor:
-    entries = blocks(wide(w), columns).unflatten(1, (w.shape[1] // rows, rows)).transpose(2, 3)
+    entries = blocks(widened(w), columns).unflatten(1, (w.shape[1] // rows, rows)).transpose(2, 3)
     return _FORMULAS[kind].sums(entries).to(w.dtype)
 
 
@@ -76,7 +76,7 @@ def grid_merge(weight: Tensor, values: Tensor, kind: int, columns: int, scale: f
 
 
 def grid_spectrum(values: Tensor, kind: int, columns: int, transposed: bool) -> Tensor:
-    return wide(_FORMULAS[kind].transpose(values) if transposed else values).flatten().clone()
+    return widened(_FORMULAS[kind].transpose(values) if transposed else values).flatten().clone()
 
 
 def grid_by_spectrum(

@@ -6,13 +6,14 @@ tensors are computed in float32 and rounded once.
 
 from torch import Tensor
 
-from surm_kernels.reference.ops._rows import blocks, rounded, wide
+from surm_kernels._widening import widened
+from surm_kernels.reference.ops._rows import blocks, rounded
 
 
 def kronecker(x: Tensor, a: Tensor, b: Tensor, base: Tensor | None, scale: float, transposed: bool) -> Tensor:
-    a_wide, b_wide = (wide(t.mT if transposed else t) for t in (a, b))
+    a_wide, b_wide = (widened(t.mT if transposed else t) for t in (a, b))
     (p, q), (r, s) = a_wide.shape[1:], b_wide.shape[1:]
-    tokens = wide(x).unflatten(-1, (q, s))
+    tokens = widened(x).unflatten(-1, (q, s))
     if q * r * (s + p) <= p * s * (q + r):
         product = _times(_times(tokens, b_wide).mT, a_wide).mT
     else:
@@ -22,12 +23,15 @@ def kronecker(x: Tensor, a: Tensor, b: Tensor, base: Tensor | None, scale: float
 
 def kronecker_pullback_left(g: Tensor, x: Tensor, b: Tensor, scale: float) -> Tensor:
     r, s = b.shape[1:]
-    return _pullback(blocks(wide(g), r), blocks(wide(x), s), b, scale)
+    return _pullback(blocks(widened(g), r), blocks(widened(x), s), b, scale)
 
 
 def kronecker_pullback_right(g: Tensor, x: Tensor, a: Tensor, scale: float) -> Tensor:
     p, q = a.shape[1:]
-    g_tokens, x_tokens = wide(g).unflatten(-1, (p, g.shape[-1] // p)), wide(x).unflatten(-1, (q, x.shape[-1] // q))
+    g_tokens, x_tokens = (
+        widened(g).unflatten(-1, (p, g.shape[-1] // p)),
+        widened(x).unflatten(-1, (q, x.shape[-1] // q)),
+    )
     return _pullback(g_tokens.mT, x_tokens.mT, a, scale)
 
 
@@ -43,9 +47,9 @@ def _pullback(g: Tensor, x: Tensor, b: Tensor, scale: float) -> Tensor:
     """(G, p, q), the sum over tokens of g (X b^T)^T, for g (G, T, p, r), x (G, T, q, s) and b (G, r, s)."""
     (p, r), (q, s) = g.shape[2:], x.shape[2:]
     if q * r * (s + p) <= p * s * (q + r):
-        x = _times(x, wide(b))
+        x = _times(x, widened(b))
     else:
-        g = _times(g, wide(b.mT))
+        g = _times(g, widened(b.mT))
     sums = _rows(g) @ _rows(x).mT
     return (scale * sums).to(b.dtype)
 

@@ -1,4 +1,4 @@
-"""The krylov kernels beside torch.fft at a few sizes, for pytest-benchmark; each checks parity first."""
+"""Circulant products beside torch.fft at a few sizes, for pytest-benchmark; each checks parity first."""
 
 import pytest
 import torch
