@@ -29,7 +29,7 @@ from surm_kernels.command.bench.case import (
 from surm_kernels.command.bench.families import adapted, circulant, displacement, hydra, kronecker, toeplitz
 from surm_kernels.command.bench.workload import Steps, inputs, workload
 from surm_kernels.command.main import main
-from surm_kernels.ops import krylov as ops
+from surm_kernels.ops import grid as ops
 from tests import oracle
 
 SMALL = Point(12, 12, 5)
@@ -282,11 +282,11 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("operator", "fails"),
         [
-            ("krylov", {"product", "transposed"}),
-            ("krylov_pullback", {"pullback"}),
-            ("krylov_backward", {"fused backward"}),
-            ("krylov_dense", {"dense"}),
-            ("krylov_dense_adjoint", {"dense adjoint"}),
+            ("grid", {"product", "transposed"}),
+            ("grid_pullback", {"pullback"}),
+            ("grid_backward", {"fused backward"}),
+            ("grid_dense", {"dense"}),
+            ("grid_dense_adjoint", {"dense adjoint"}),
         ],
     )
     def test_a_wrong_operator_fails_in_the_lines_that_use_it(
@@ -302,7 +302,7 @@ class TestCheck:
         def broken(*arguments):
             raise RuntimeError("[out] of order")
 
-        monkeypatch.setattr(ops, "_krylov_dense", broken)
+        monkeypatch.setattr(ops, "_grid_dense", broken)
         assert main(["check", "--only", "block"]) == 1
         out = capsys.readouterr().out
         assert "float32, parameters (2, 3, 5): RuntimeError: [out] of order" in out
@@ -603,7 +603,7 @@ class TestBench:
             assert text in out
 
     def test_no_ratio_is_reported_where_our_result_is_wrong(self, small_bench, monkeypatch, tmp_path, capsys) -> None:
-        monkeypatch.setattr(ops, "_krylov_backward", wrong(ops._krylov_backward))
+        monkeypatch.setattr(ops, "_grid_backward", wrong(ops._grid_backward))
         file = tmp_path / "b.json"
         words = ["bench", "--only", "circulant-training", "--dtype", "float32", "--json", str(file)]
         assert main(words) == 1
