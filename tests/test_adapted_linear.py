@@ -577,7 +577,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "initialisation is unknown": (
         lambda: AdaptedLinear(plain_base(), Circulant(12, 8), initialisation="zeros"),
         ValueError,
-        "must be one of layer, update, got 'zeros'",
+        "must be one of layer, paper, got 'zeros'",
     ),
     "merge_dtype is narrow": (
         lambda: AdaptedLinear(plain_base(), Circulant(12, 8), merge_dtype=torch.bfloat16),

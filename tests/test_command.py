@@ -198,17 +198,16 @@ class TestTerminal:
             progress.print("done")
         assert capsys.readouterr().out == "measuring a\nmeasuring b\ndone\n"
 
-    def test_on_a_terminal_a_line_moves_below_what_is_printed(self, monkeypatch, capsys) -> None:
-        monkeypatch.setenv("COLUMNS", "60")
+    def test_on_a_terminal_a_bar_moves_below_what_is_printed(self, monkeypatch, capsys) -> None:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         with terminal.Progress(2) as progress:
-            progress.begin("measuring " + 60 * "a")
+            progress.begin("measuring a")
             progress.advance()
             progress.print("a is fast")
-        drawn = capsys.readouterr().out.split("\r\x1b[K")
-        assert drawn[2] == "measuring aaaaaaaaaaaaaaaaaaa ━━━━━━━━━━────────── 1/2 0:00"
-        assert max(map(len, drawn)) < 60  # a full line would wrap
-        assert drawn[3:] == ["a is fast\n", drawn[2], ""]
+        out = capsys.readouterr().out
+        assert "\rmeasuring a: " in out
+        assert "a is fast\n" in out
+        assert out.endswith("\r")  # the bar is gone
 
 
 class TestInfo:

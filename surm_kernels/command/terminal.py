@@ -3,13 +3,13 @@
 import shutil
 import sys
 import textwrap
-import time
 from collections.abc import Sequence
 from itertools import zip_longest
 from types import TracebackType
 
+from tqdm import tqdm
+
 GAP = "  "  # between columns
-BAR = 20  # characters of a full bar
 LEAST = 24  # characters that a folded column keeps
 
 
@@ -55,15 +55,14 @@ def _folded(text: str, room: int) -> str:
 
 
 class Progress:
-    """A context in which a terminal shows what is being done, how far it is and since when.
+    """A context in which a terminal shows what is being done, how far it is and how long it takes, by tqdm.
 
     Without a terminal, `begin` prints a line of its own.
     """
 
     def __init__(self, total: int, title: str = "") -> None:
         self._live = sys.stdout.isatty()
-        self._total, self._done, self._title = total, 0, title
-        self._start = time.perf_counter()
+        self._bar = tqdm(total=total, desc=title, file=sys.stdout, leave=False, disable=not self._live)
 
     def __enter__(self) -> "Progress":
         return self
@@ -71,32 +70,19 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._draw("")
+        self._bar.close()
 
     def begin(self, title: str) -> None:
         """Something else is being done from now on."""
-        self._title = title
+        self._bar.set_description_str(title)
         if not self._live:
             print(title, flush=True)
-        self._show()
 
     def advance(self) -> None:
         """One more of the total is done."""
-        self._done += 1
-        self._show()
+        self._bar.update()
 
     def print(self, text: str) -> None:
         """Prints lines that stay, above the one that moves."""
-        self._draw("")
-        print(text, flush=True)
-        self._show()
-
-    def _show(self) -> None:
-        full = BAR * self._done // self._total
-        minutes, seconds = divmod(int(time.perf_counter() - self._start), 60)
-        tail = f" {'━' * full}{'─' * (BAR - full)} {self._done}/{self._total} {minutes}:{seconds:02d}"
-        self._draw(self._title[: width() - len(tail) - 1] + tail)
-
-    def _draw(self, line: str) -> None:
-        if self._live:
-            print(f"\r\x1b[K{line}", end="", flush=True)
+        self._bar.write(text, file=sys.stdout)
+        sys.stdout.flush()

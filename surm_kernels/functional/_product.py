@@ -8,7 +8,8 @@ from torch import Tensor
 
 from surm_kernels import _checks
 from surm_kernels._widening import wide_type
-from surm_kernels.ops._differentiable import _transforms_active
+from surm_kernels.ops import _mode
+from surm_kernels.ops._outputs import in_shape
 from surm_kernels.ops._primitive import Primitive
 
 #: What reaches an operator in float32 where the answer has 16 bits. "repeated" parameters fill several places of an
@@ -40,7 +41,7 @@ def product(
     w = make(*[cast(parameter, parameter_type) for parameter in parameters.values()])
     outputs, inputs = w.sizes
     rows, start = _rows(x, parameters, base, outputs, inputs, token_type)
-    return cast(w.product(rows, start, float(scale)), result).view(*x.shape[:-1], outputs)
+    return in_shape(cast(w.product(rows, start, float(scale)), result), *x.shape[:-1], outputs)
 
 
 def composed(
@@ -61,7 +62,7 @@ def composed(
     outputs, inputs = sizes
     rows, start = _rows(x, parameters, base, outputs, inputs, token_type)
     arguments = [cast(parameter, parameter_type) for parameter in parameters.values()]
-    return cast(operator(rows, *arguments, start, float(scale)), result).view(*x.shape[:-1], outputs)
+    return in_shape(cast(operator(rows, *arguments, start, float(scale)), result), *x.shape[:-1], outputs)
 
 
 def _types(
@@ -100,8 +101,7 @@ def _rows(
 def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:
     """The adapter of every token of x in a row, (T,); one that is not there is refused where numbers are at hand."""
     _checks.require_index(x, index)
-    plain = index.device.type == "cpu" and type(index) is Tensor
-    if plain and not torch.compiler.is_compiling() and not _transforms_active():
+    if index.device.type == "cpu" and _mode.has_values(index):
         _checks.require_within(index, adapters)
     return index.reshape(-1)
 

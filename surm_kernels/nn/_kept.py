@@ -3,138 +3,173 @@
 `_version` alone does not tell: an update through `.data` leaves it as it is, and inference tensors have none. So
 trained parameters, which are few numbers, are compared with a copy. A frozen weight is large: it is known by its
 memory, its version and a few of its values.
+
+Threads may share a layer. What is kept is one object, never changed once others can see it, and read once in a call;
+only forming a merged weight takes a lock. Its memory serves again when nobody holds the object any more.
 """
 
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 
 import torch
 from torch import Tensor
 
+from surm_kernels.ops._library import without_autocast
 from surm_kernels.structures import Structure
 
 Product = Callable[[Tensor, Tensor | None, float], Tensor]
 
-_SAMPLES = 8  # rows and columns that are looked at
+_SAMPLES = 64  # values that are looked at
 
 
 class _Frozen:
-    """A large tensor that is not expected to change."""
+    """A large tensor that is not expected to change; its memory is not kept alive.
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._alias = tensor.detach()  # keeps the memory, so that no other tensor can come to lie there
-        self._version = _version(tensor)
-        self._sample = _sample(self._alias).clone()
+    Args:
+        at_end: is called when nobody has the tensor any more.
+    """
+
+    def __init__(self, tensor: Tensor, at_end: Callable[[object], None] | None) -> None:
+        self._tensor = weakref.ref(tensor, at_end)
+        self._place: object = _place(tensor)
+        # On a line across: no two values of a row or of a column, so that a change of a whole one is likely to be seen.
+        count = min(_SAMPLES, *tensor.shape)
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        self._line = (count,), (sum(size // count * stride for size, stride in steps),)
+        self._sample = tensor.as_strided(*self._line).clone()
 
     def is_still(self, tensor: Tensor) -> bool:
         """Whether this is the same tensor with, as far as can be seen at little cost, the same contents."""
-        return self.is_place_of(tensor) and torch.equal(_sample(tensor.detach()), self._sample)
+        if not self.is_place_of(tensor):
+            return False
+        if torch.equal(tensor.as_strided(*self._line), self._sample):
+            return True
+        self._place = None  # is to be looked at anew
+        return False
 
     def is_place_of(self, tensor: Tensor) -> bool:
         """Whether this is the same tensor, and nobody has told of a change."""
-        known = self._alias
-        return (
-            tensor.data_ptr() == known.data_ptr()
-            and tensor.dtype is known.dtype
-            and tensor.shape == known.shape
-            and tensor.stride() == known.stride()
-            and _version(tensor) == self._version
-        )
-
-
-class _Trained:
-    """A small tensor that changes all the time."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor.detach().clone()
-
-    def is_still(self, tensor: Tensor) -> bool:
-        """Whether the contents are the same; NaN never is."""
-        return tensor.dtype is self._copy.dtype and torch.equal(tensor.detach(), self._copy)
+        return self._tensor() is tensor and _place(tensor) == self._place
 
 
 class Memory:
-    """What tensors on the CPU held when something was made of them."""
+    """What tensors on the CPU held when something was made of them.
 
-    def __init__(self) -> None:
-        self._frozen: list[_Frozen] = []
-        self._trained: list[_Trained] = []
-        self._key: object = None
+    Args:
+        key: for all else that matters.
+        frozen: large tensors that are not expected to change.
+        trained: small ones that change all the time.
+        earlier: of the same layer; what it knows of frozen tensors that did not change serves again.
+        at_end: is called when nobody has the first frozen tensor any more.
+    """
 
-    def take(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
-        """Remembers the tensors, and `key` for all else that matters."""
-        with _no_inference_tensors():
-            # Frozen tensors are looked at anew where `holds` found a change, or something else must have happened.
-            if len(self._frozen) != len(frozen) or not all(
-                known.is_place_of(tensor) for known, tensor in zip(self._frozen, frozen, strict=True)
-            ):
-                self._frozen = [_Frozen(tensor) for tensor in frozen]
-            self._trained = [_Trained(tensor) for tensor in trained]
-            self._key = key
+    _frozen: tuple[_Frozen, ...]
+
+    def __init__(
+        self,
+        key: object,
+        frozen: Sequence[Tensor],
+        trained: Sequence[Tensor],
+        earlier: "Memory | None" = None,
+        at_end: Callable[[object], None] | None = None,
+    ) -> None:
+        self._key = key
+        self._copies = [tensor.detach().clone() for tensor in trained]
+        known = () if earlier is None else earlier._frozen
+        if len(known) != len(frozen) or not all(k.is_place_of(t) for k, t in zip(known, frozen, strict=True)):
+            known = tuple(_Frozen(t, None if index else at_end) for index, t in enumerate(frozen))
+        self._frozen = known
 
     def holds(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> bool:
         """Whether nothing has changed since; on devices where looking would have to wait for them, never."""
-        if self._key is None or self._key != key or any(t.device.type != "cpu" for t in (*frozen, *trained)):
+        if self._key != key:
             return False
-        for known, tensor in zip(self._trained, trained, strict=True):
-            if not known.is_still(tensor):
+        for copy, tensor in zip(self._copies, trained, strict=True):
+            # NaN never is the same.
+            if not tensor.is_cpu or tensor.dtype is not copy.dtype or not torch.equal(tensor, copy):
                 return False
-        for known_frozen, tensor in zip(self._frozen, frozen, strict=True):
-            if not known_frozen.is_still(tensor):
-                self._frozen = []
-                return False
-        return True
+        return all(known.is_still(tensor) for known, tensor in zip(self._frozen, frozen, strict=True))
 
-    def forget(self) -> None:
-        """Holds nothing from now on."""
-        self._key = None
+
+class Merged:
+    """A merged weight, which nobody writes to. Who multiplies by it holds this, or its memory may serve again."""
+
+    __slots__ = ("__weakref__", "_spare", "memory", "weight")
+
+    def __init__(self, weight: Tensor, memory: Memory | None = None, spare: "deque[Tensor] | None" = None) -> None:
+        self.weight, self.memory, self._spare = weight, memory, spare
+
+    def __del__(self) -> None:
+        if self._spare is not None:
+            self._spare.append(self.weight)
 
 
 class MergedWeight:
-    """The weight W0 + scale W(parameters) in one buffer, formed again only when one of them has changed."""
+    """The weight W0 + scale W(parameters), formed again only when one of them has changed."""
 
     def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-        self._memory = Memory()
+        self._merged: Merged | None = None
         self._times = 0  # that it was formed
+        self._spare: deque[Tensor] = deque(maxlen=1)
+        self._lock = Lock()
 
     def of(
         self, structure: Structure, scale: float, dtype: torch.dtype, weight: Tensor, parameters: Sequence[Tensor]
-    ) -> Tensor:
-        """The merged weight in a type, until the next call; it is not to be written to, nor saved for a backward."""
+    ) -> Merged:
+        """The merged weight in a type; it is not to be written to, nor saved for a backward but by a weak reference."""
         key = (structure, scale, dtype)
         constants, trained = split(structure, parameters)
         frozen = (weight, *constants)
-        if self._buffer is not None and self._memory.holds(key, frozen, trained):
-            return self._buffer
-        self._memory.forget()  # a failure below leaves nothing that looks valid
-        buffer = self._buffer
-        if (
-            buffer is None
-            or buffer.dtype is not dtype
-            or buffer.shape != weight.shape
-            or buffer.device != weight.device
-        ):
-            with _no_inference_tensors():  # which could not be written to in training
-                buffer = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        structure.merge(weight, *parameters, scale=scale, out=buffer)
-        self._buffer = buffer
-        self._times += 1
-        self._memory.take(key, frozen, trained)
-        return buffer
+        times = self._times
+        if (merged := self._held(key, frozen, trained)) is not None:
+            return merged
+        with self._lock:
+            if times != self._times and (merged := self._held(key, frozen, trained)) is not None:
+                return merged  # another thread has formed it meanwhile
+            earlier = None if self._merged is None else self._merged.memory
+            self._merged = None  # a failure below leaves nothing that looks valid
+            with no_inference_tensors():  # which could not be written to in training
+                # Looked at before it is used: what changes in between is found by the next call.
+                memory = Memory(key, frozen, trained, earlier, self._clearing()) if weight.is_cpu else None
+                buffer = self._buffer(weight, dtype)
+            merge(structure, scale, weight, parameters, buffer)
+            self._times += 1
+            self._merged = merged = Merged(buffer, memory, self._spare if weight.is_cpu else None)
+        return merged
 
-    def claim(self) -> int:
-        """What gets the present buffer back from `claimed`, as a backward does."""
-        return self._times
+    def _held(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> Merged | None:
+        merged = self._merged  # read once: another thread may put another one there
+        if merged is None or merged.memory is None or not merged.memory.holds(key, frozen, trained):
+            return None
+        return merged
 
-    def claimed(self, claim: int) -> Tensor | None:
-        """The buffer as it was then; None where it has been formed again or given back."""
-        return self._buffer if claim == self._times else None
+    def _buffer(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory for the sum: that of an earlier one which nobody holds. On a GPU torch knows which stream is done."""
+        try:
+            spare = self._spare.pop()
+        except IndexError:
+            spare = None
+        if spare is None or spare.dtype is not dtype or spare.shape != weight.shape or not weight.is_cpu:
+            return torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        return spare
+
+    def _clearing(self) -> Callable[[object], None]:
+        """Gives the memory back when the frozen weight ends, as where it is moved away to make room."""
+        this = weakref.ref(self)
+
+        def clear(_: object) -> None:
+            if (merged_weight := this()) is not None:
+                merged_weight.clear()
+
+        return clear
 
     def clear(self) -> None:
         """Gives the memory back."""
-        self._buffer, self._memory = None, Memory()
-        self._times += 1
+        self._spare = deque(maxlen=1)  # first: what ends now leaves its memory in the other one
+        self._merged = None
 
     def __reduce__(self) -> tuple[type, tuple]:
         return MergedWeight, ()  # copies and pickles start empty
@@ -144,8 +179,7 @@ class KeptProduct:
     """A structure's product with parameters that do not change, as it keeps it: `Structure.kept`."""
 
     def __init__(self) -> None:
-        self._product: Product | None = None
-        self._memory = Memory()
+        self._kept: tuple[Memory, Product] | None = None
         self._nothing_of: Structure | None = None
 
     def of(self, structure: Structure, parameters: Sequence[Tensor]) -> Product | None:
@@ -153,22 +187,30 @@ class KeptProduct:
         if self._nothing_of is structure:
             return None
         key = (structure,)  # tuples see the same object without asking whether it is equal
-        if not self._memory.holds(key, (), parameters):
-            self._memory.forget()
-            with _no_inference_tensors():  # which could not serve calls that record
-                self._product = structure.kept(*parameters)
-            if self._product is None:
-                self._nothing_of = structure
-            else:
-                self._memory.take(key, (), parameters)
-        return self._product
+        kept = self._kept
+        if kept is not None and kept[0].holds(key, (), parameters):
+            return kept[1]
+        with no_inference_tensors():  # which could not serve calls that record
+            memory = Memory(key, (), parameters)
+            product = structure.kept(*parameters)
+        if product is None:
+            self._nothing_of = structure
+        else:
+            self._kept = memory, product
+        return product
 
     def clear(self) -> None:
         """Gives the memory back."""
-        self.__init__()  # type: ignore[misc]
+        self._kept = None
 
     def __reduce__(self) -> tuple[type, tuple]:
         return KeptProduct, ()
+
+
+def merge(structure: Structure, scale: float, weight: Tensor, parameters: Sequence[Tensor], out: Tensor) -> Tensor:
+    """out = weight + scale W(parameters), in the type of out whatever autocast says."""
+    with without_autocast(weight):
+        return structure.merge(weight, *parameters, scale=scale, out=out)
 
 
 def split(structure: Structure, parameters: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -182,16 +224,12 @@ def split(structure: Structure, parameters: Sequence[Tensor]) -> tuple[Sequence[
     ]
 
 
-def _no_inference_tensors() -> AbstractContextManager[object]:
+def no_inference_tensors() -> AbstractContextManager[object]:
     """A context where new tensors are ordinary ones; entering it where they are anyway would take its time."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    """At most _SAMPLES x _SAMPLES values of a matrix, spread over it."""
-    rows, columns = (-(-size // _SAMPLES) or 1 for size in tensor.shape)
-    return tensor[::rows, ::columns]
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """By which to tell whether a tensor has moved, or says that it was written to."""
+    version = None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), version

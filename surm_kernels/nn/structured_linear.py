@@ -60,19 +60,7 @@ class StructuredLinear(nn.Module):
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
         """A torch.nn.Linear with the same map."""
-        weight = self.structure.dense(*self.structured_parameters())
-        linear = nn.utils.skip_init(
-            nn.Linear,
-            self.in_features,
-            self.out_features,
-            bias=self.bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        linear.weight.copy_(weight)
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
-        return linear
+        return plain_linear(self.structure.dense(*self.structured_parameters()), self.bias)
 
     @classmethod
     @torch.no_grad()
@@ -103,3 +91,13 @@ class StructuredLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.structure.extra_repr()}, bias={self.bias is not None}"
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A torch.nn.Linear with copies of a weight and a bias."""
+    rows, columns = weight.shape
+    linear = nn.utils.skip_init(nn.Linear, columns, rows, bias is not None, device=weight.device, dtype=weight.dtype)
+    linear.weight.copy_(weight)
+    if bias is not None:
+        linear.bias.copy_(bias)
+    return linear

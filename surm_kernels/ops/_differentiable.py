@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-# Private to torch: without it every call takes the slower public path.
-_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+from surm_kernels.ops import _mode
 
 
 def differentiable(operator: Any, traced: Any, eager: Any) -> Callable[..., Any]:
@@ -23,14 +21,14 @@ def differentiable(operator: Any, traced: Any, eager: Any) -> Callable[..., Any]
     apply = super(torch.autograd.Function, eager).apply
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
-            if _transforms_active():  # Dynamo would differentiate the operator without this Function: to zero
+        if _mode.is_compiling():
+            if _mode.transforms_active():  # Dynamo would differentiate the operator without this Function: to zero
                 raise NotImplementedError("torch.func transforms inside torch.compile; compile the function they take")
             recorded = torch.is_grad_enabled() and _requires_grad(arguments)
             return traced.apply(*_distinct(arguments)) if recorded else operator(*arguments)
-        if _transforms_active():
+        if _mode.transforms_active():
             return eager.apply(*arguments)
-        if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and _requires_grad(arguments)):
+        if not (_mode.in_forward_mode() or (torch.is_grad_enabled() and _requires_grad(arguments))):
             return operator(*arguments)
         return apply(*arguments)
 

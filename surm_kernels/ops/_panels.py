@@ -14,6 +14,7 @@ from torch import Tensor
 
 from surm_kernels._widening import widened
 from surm_kernels.ops._library import define
+from surm_kernels.ops._outputs import in_shape
 from surm_kernels.reference.ops import generated as reference
 
 SMALL = 1 << 18  # bytes of a matrix that is one panel
@@ -42,7 +43,7 @@ def generated(x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, kind
             torch.addmm(start[:, rows], tokens, panel.mT, beta=0 if base is None else 1, alpha=scale, out=part)
             del panel  # before the next one comes
         _store(result, output)
-    return _in_shape(outputs, (*x.shape[:-1], outputs.shape[-1]))
+    return in_shape(outputs, *x.shape[:-1], outputs.shape[-1])
 
 
 def generated_backward(
@@ -63,13 +64,8 @@ def generated_backward(
                 matrix.add_gradients(rows, panel, cotangents[:, rows].mT @ tokens, *gradients)
             del panel
         _store(result, output)
-    x_gradients = [_in_shape(results, x.shape)] if need_x else []
+    x_gradients = [in_shape(results, *x.shape)] if need_x else []
     return x_gradients + [gradient * scale for gradient in gradients] * need_parameters
-
-
-def _in_shape(t: Tensor, shape: Sequence[int]) -> Tensor:
-    """A tensor of ours in another shape, not marked as a view: whoever gets it may change it in place."""
-    return torch.ops.aten._unsafe_view.default(t, shape)
 
 
 def _tokens(t: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ float32, so that the sums over the tokens of an adapter are rounded once.
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from surm_kernels._widening import widened
-from surm_kernels.ops import _problems
-from surm_kernels.ops._differentiable import _requires_grad, _transforms_active
+from surm_kernels.ops import _mode, _problems
+from surm_kernels.ops._differentiable import _requires_grad
 from surm_kernels.ops._library import define, without_autocast
 from surm_kernels.ops.grid import grid
 from surm_kernels.reference.ops import bank as reference
@@ -71,8 +70,8 @@ def diagonal_bank(
 
 def _has_kernel(x: Tensor, *others: Tensor | None) -> bool:
     """Whether the operator serves: on CUDA, where nobody asks for a derivative."""
-    if not x.is_cuda or _transforms_active():
+    if not x.is_cuda or _mode.transforms_active():
         return False
-    if not torch.compiler.is_dynamo_compiling() and forward_ad._current_level >= 0:
+    if not _mode.is_compiling() and _mode.in_forward_mode():
         return False
     return not (torch.is_grad_enabled() and _requires_grad((x, *others)))

@@ -13,28 +13,21 @@ expression `x @ W.T`, which is right but keeps W and what its formula leaves for
 x is (G, T, n) in any floating type; the parameters have its type or, where it has 16 bits, float32.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from surm_kernels import _checks
-from surm_kernels.ops import _panels, _problems
-from surm_kernels.ops._differentiable import _distinct, _requires_grad, _transforms_active
+from surm_kernels.ops import _mode, _panels, _problems
+from surm_kernels.ops._differentiable import _distinct, _requires_grad
 from surm_kernels.ops._library import define, without_autocast
 from surm_kernels.ops._primitive import Form, Primitive
-
-# Private to torch: gradients may come in batches without any transformation being active.
-_is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda t: True)
 
 
 def require_apart(v: Tensor, u: Tensor) -> None:
     """Refuses nodes in common where the numbers are at hand: on the CPU, not compiled, transformed or fake."""
-    if torch.compiler.is_compiling() or v.device.type != "cpu" or _transforms_active():
-        return
-    if all(type(t) in (Tensor, torch.nn.Parameter) for t in (v, u)):
+    if _mode.has_values(v, u) and v.device.type == "cpu":
         _checks.require_apart(v, u)
 
 
@@ -114,7 +107,7 @@ class _EagerGenerated(Generated):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         recorded = torch.is_grad_enabled()
-        if not recorded and not _is_batched(g):
+        if not recorded and not _mode.is_batched(g):
             return Generated.backward(ctx, g)
         need_x, need_base, _, _, *needed = ctx.needs_input_grad
         with torch.enable_grad():  # views, so that a tensor that was passed twice has two gradients
@@ -132,8 +125,8 @@ _apply: Any = super(torch.autograd.Function, _EagerGenerated).apply
 
 def _differentiable_product(x: Tensor, base: Tensor | None, kind: str, scale: float, *parameters: Tensor) -> Tensor:
     """The operator where it serves, or the plain product."""
-    compiling = torch.compiler.is_dynamo_compiling()
-    if _transforms_active() or (not compiling and forward_ad._current_level >= 0):
+    compiling = _mode.is_compiling()
+    if _mode.transforms_active() or (not compiling and _mode.in_forward_mode()):
         return _plain(x, base, kind, scale, *parameters)
     if not (torch.is_grad_enabled() and _requires_grad((x, base, *parameters))):
         return _generated(x, parameters, base, kind, scale)

@@ -1,0 +1,19 @@
+"""An adapted layer as torch.compile sees it: a call whose inside it does not read, but differentiates."""
+
+from torch import Tensor
+from torch.utils import _pytree
+
+from surm_kernels.nn._adapted import Adapted, Update
+from surm_kernels.nn._strategy import merges
+
+_pytree.register_constant(Update)  # torch.compile takes it as it is
+
+
+def traced(update: Update, x: Tensor, weight: Tensor, bias: Tensor | None, *parameters: Tensor) -> Tensor:
+    """`Adapted` of tensors without values; a merged weight is formed in every call, forward and backward."""
+    need_parameters = any(parameter.requires_grad for parameter in parameters)
+    merged = None
+    if merges(update, x, weight, parameters, x.requires_grad, need_parameters, size=None):
+        merged = update.merged(x, weight, parameters)
+    output: Tensor = Adapted.apply(update, merged, x, weight, bias, *parameters)
+    return output
