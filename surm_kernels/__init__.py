@@ -6,6 +6,9 @@
 """
 
 from surm_kernels import autograd, convert, dense, functional, nn, reference, siva, structures
+from surm_kernels.ops import _flops
+
+_flops.register()
 
 __version__ = "0.1.0"
 

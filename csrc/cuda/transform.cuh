@@ -103,7 +103,8 @@ __device__ __forceinline__ void stage_out(const DeviceStage& stage, const Twiddl
   }
 }
 
-// Calls body(std::integral_constant<int, radix>). No plan for a GPU has a radix without a butterfly.
+// Calls body(std::integral_constant<int, radix>). No plan for a GPU has a radix without a butterfly (plan.cpp asserts
+// it).
 template <class Body>
 __device__ __forceinline__ void with_radix(int radix, const Body& body) {
   switch (radix) {
@@ -113,7 +114,7 @@ __device__ __forceinline__ void with_radix(int radix, const Body& body) {
     SURM_FOR_RADICES(SURM_RADIX)
 #undef SURM_RADIX
     default:
-      __trap();
+      __builtin_unreachable();
   }
 }
 

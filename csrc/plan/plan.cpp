@@ -17,6 +17,18 @@ struct RadixCost {
 #define SURM_RADIX_COST(radix, cost) {radix, cost},
 constexpr RadixCost kCosts[] = {SURM_FOR_RADICES(SURM_RADIX_COST)};
 #undef SURM_RADIX_COST
+constexpr bool is_listed(int radix) {
+  for (const RadixCost& entry : kCosts) {
+    if (entry.radix == radix) return true;
+  }
+  return false;
+}
+
+// Every radix that a GPU's plan may have: a prime without a butterfly would be taken up to the largest radix alone.
+static_assert(kGpuStages.largest < 17 && is_listed(2) && is_listed(3) && is_listed(5) && is_listed(7) &&
+                  is_listed(11) && is_listed(13),
+              "CUDA kernels have butterflies alone");
+
 constexpr double kTileCost = 10.4;  // the radices inside a vector, with their transpositions
 
 double generic_cost(int radix) { return 2.5 + 0.68 * radix; }
@@ -82,9 +94,7 @@ std::vector<Stage> order_stages(std::vector<int> radices, int64_t length) {
 
 }  // namespace
 
-bool has_butterfly(int radix) {
-  return std::any_of(std::begin(kCosts), std::end(kCosts), [=](const RadixCost& c) { return c.radix == radix; });
-}
+bool has_butterfly(int radix) { return is_listed(radix); }
 
 namespace {
 

@@ -28,8 +28,6 @@ inline int __syncthreads_or(int predicate, const char* file = __builtin_FILE(), 
   return surm::emulator::block.wait_at_barrier({file, line}, predicate != 0) ? 1 : 0;
 }
 
-inline void __trap() { surm::emulator::fail("trap"); }
-
 namespace surm::emulator {
 
 // A shuffle among groups of `width` lanes. It puts accesses to shared memory in no order.

@@ -6,7 +6,6 @@
 #include "butterflies.h"
 #include "controls.h"
 #include "cuda/device.cuh"
-#include "cuda/transform.cuh"
 
 namespace {
 
@@ -118,11 +117,6 @@ std::string launch_nothing(unsigned x, unsigned y, int threads, int64_t shared_b
   return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
 
-// As if a plan had a radix that no butterfly is written for.
-__global__ void __launch_bounds__(1) run_radix(int radix) {
-  surm::cuda::with_radix(radix, [](auto) {});
-}
-
 }  // namespace
 
 PYBIND11_MODULE(planted_kernels, m) {
@@ -159,7 +153,6 @@ PYBIND11_MODULE(planted_kernels, m) {
   m.def("any_of_block", [](pybind11::array_t<int> y, int which) {
     launch(any_of_block, dim3(1), static_cast<int>(y.size()), 0, nullptr, y.mutable_data(), which);
   });
-  m.def("run_radix", [](int radix) { launch(run_radix, dim3(1), 1, 0, nullptr, radix); });
   m.def("launch", &launch_nothing);
   m.def("bfloat16_to_float", &surm::cuda::bfloat16_to_float);
   m.def("float_to_bfloat16", &surm::cuda::float_to_bfloat16);

@@ -60,13 +60,6 @@ def test_a_planted_mistake_is_caught_and_its_message_says_what_who_and_where(
     assert re.search(where, str(caught.value))
 
 
-def test_a_radix_without_a_butterfly_stops_the_kernel() -> None:
-    for radix in (2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16):
-        kernels.run_radix(radix)
-    with pytest.raises(kernels.Error, match="thread 0: trap"):
-        kernels.run_radix(10)
-
-
 def test_a_kernel_runs_again_after_one_that_failed() -> None:
     for _ in range(3):
         with pytest.raises(kernels.Error):
