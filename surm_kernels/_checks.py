@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_STRIDED = torch.strided
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -21,6 +22,15 @@ def require_floating(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {_name(value.dtype)}")
+
+
+def require_strided(name: str, value: Any) -> None:
+    """A floating tensor that is neither sparse nor nested nor in a layout that a library keeps to itself."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOATING:
+        require_floating(name, value)
+    if value.layout is not _STRIDED or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.").strip("_")
+        raise TypeError(f"{name} must be a dense tensor, got one that is {kind}")
 
 
 def require_number(name: str, value: Any) -> None:
