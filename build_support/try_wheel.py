@@ -31,7 +31,9 @@ def interpreters(environ: Mapping[str, str] = os.environ, home: Path | None = No
         if shutil.which(program) is None:
             raise BuildError(f"PYTHONS: there is no {program}")
         ask = [program, "-c", "import sys; print('{}.{}'.format(*sys.version_info))"]
-        found.setdefault(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip(), program)
+        asked = subprocess.run(ask, capture_output=True, text=True, check=False)
+        if asked.returncode == 0:  # pyenv puts programs on the path that stand for no Python at the moment
+            found.setdefault(asked.stdout.strip(), program)
     return found
 
 
