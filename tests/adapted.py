@@ -21,7 +21,8 @@ from surm_kernels.structures import (
 from tests import updates
 
 SCALE = 0.7
-strategies = pytest.mark.parametrize("strategy", ["direct", "merged"])
+STRATEGIES = ("direct", "merged")
+strategies = pytest.mark.parametrize("strategy", STRATEGIES)
 squares = pytest.mark.parametrize("structure", updates.SQUARES.values(), ids=updates.SQUARES.keys())
 dtypes = pytest.mark.parametrize("dtype", updates.DTYPES, ids=str)
 # One of every kind of gradient; few numbers, so that Jacobians are small.

@@ -16,6 +16,7 @@ from tests import oracle, updates
 from tests.adapted import (
     SCALE,
     SMALL,
+    STRATEGIES,
     assert_follows,
     assert_step,
     draw,
@@ -31,16 +32,18 @@ from tests.adapted import (
     tokens_of,
     trained,
 )
+from tests.turns import in_turns
 
 # The map and its gradients
 
 
-@strategies
-@dtypes
-@pytest.mark.parametrize("structure", updates.STRUCTURES.values(), ids=updates.STRUCTURES.keys())
+@pytest.mark.parametrize(
+    ("name", "strategy", "dtype"), in_turns(list(updates.STRUCTURES), STRATEGIES, updates.DTYPES), ids=str
+)
 def test_output_and_gradients_are_those_of_the_sum_of_both_matrices(
-    structure: Structure, dtype: torch.dtype, strategy: str, poisoned_memory: None
+    name: str, strategy: str, dtype: torch.dtype, poisoned_memory: None
 ) -> None:
+    structure = updates.STRUCTURES[name]
     # A single token may happen to cancel, as several roundings of 16 bits may happen to add.
     many = ((50, updates.draws(structure)),)
     for tokens, draws in many if dtype in oracle.SIXTEEN_BIT else ((1, 8), (17, 1), (300, 1)):
@@ -70,12 +73,11 @@ def test_a_layer_without_bias_adds_none(strategy: str) -> None:
     assert torch.equal(layer(torch.zeros(3, 12, dtype=torch.float64)), torch.zeros(3, 8, dtype=torch.float64))
 
 
-@strategies
-@dtypes
-@squares
-def test_frozen_layers_give_the_same_for_any_number_of_tokens(
-    structure: Structure, dtype: torch.dtype, strategy: str
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "strategy", "dtype"), in_turns(list(updates.SQUARES), STRATEGIES, updates.DTYPES), ids=str
+)
+def test_frozen_layers_give_the_same_for_any_number_of_tokens(name: str, strategy: str, dtype: torch.dtype) -> None:
+    structure = updates.SQUARES[name]
     # Several roundings add as they do on average only over many calls and layers.
     calls = 60 if dtype in oracle.SIXTEEN_BIT else 1
     layers = [make(structure, strategy, dtype).requires_grad_(False) for _ in range(4)]
@@ -262,12 +264,11 @@ def test_autocast_and_float32_calls_take_turns(strategy: str) -> None:
             assert layer(x.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("dtype", oracle.SIXTEEN_BIT, ids=str)
-@strategies
-@squares
-def test_wide_parameters_on_a_16_bit_weight_get_wide_gradients(
-    structure: Structure, strategy: str, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "strategy", "dtype"), in_turns(list(updates.SQUARES), STRATEGIES, oracle.SIXTEEN_BIT), ids=str
+)
+def test_wide_parameters_on_a_16_bit_weight_get_wide_gradients(name: str, strategy: str, dtype: torch.dtype) -> None:
+    structure = updates.SQUARES[name]
     steps = []
     for _ in range(updates.draws(structure)):
         layer = make(structure, strategy, dtype)
@@ -281,11 +282,11 @@ def test_wide_parameters_on_a_16_bit_weight_get_wide_gradients(
             p.data = p.data.to(dtype)
         steps.append((got, exact_step(layer, x, g)))
     factor, names = updates.rounding_factor(structure), ("output", "gradient of x", *trained(layer))
-    for name, *pairs in zip(names, *(zip(*each, strict=True) for each in steps), strict=True):
+    for tensor, *pairs in zip(names, *(zip(*each, strict=True) for each in steps), strict=True):
         found, exact = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-        assert found.dtype == (torch.float32 if name in trained(layer) else dtype)
+        assert found.dtype == (torch.float32 if tensor in trained(layer) else dtype)
         rounding = oracle.error(exact.to(dtype), exact)
-        assert oracle.error(found, exact) <= factor * rounding + oracle.FLOAT32_TOLERANCE, name
+        assert oracle.error(found, exact) <= factor * rounding + oracle.FLOAT32_TOLERANCE, tensor
 
 
 @pytest.mark.parametrize("dtype", oracle.SIXTEEN_BIT, ids=str)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -14,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from surm_kernels.nn import AdaptedLinear
 from surm_kernels.structures import Circulant, CirculantProduct, Hydra, Siva, Structure, Toeplitz
-from tests import oracle
+from tests import oracle, updates
 from tests.adapted import (
     SCALE,
+    SMALL,
+    STRATEGIES,
     assert_follows,
     assert_step,
     draw,
@@ -32,6 +35,7 @@ from tests.adapted import (
     tokens_of,
     trained,
 )
+from tests.turns import in_turns
 
 # What follows a change
 
@@ -141,14 +145,16 @@ CHANGES = [
 CONTEXTS = {"recording": contextlib.nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.removeprefix("_"))
+CHANGED = (CirculantProduct(12, 12), Toeplitz(12, 8), Siva(12, 8, 3), Hydra(8, 12))
+
+
 @pytest.mark.parametrize(
-    "structure", [CirculantProduct(12, 12), Toeplitz(12, 8), Siva(12, 8, 3), Hydra(8, 12)], ids=repr
+    ("change", "strategy", "structure", "context"),
+    in_turns(CHANGES, ("direct", "merged", "auto"), CHANGED, tuple(CONTEXTS)),
+    ids=lambda value: value.__name__.removeprefix("_") if callable(value) else str(value).partition("(")[0],
 )
-@pytest.mark.parametrize("strategy", ["direct", "merged", "auto"])
 def test_layers_follow_every_change_however_it_is_made(
-    structure: Structure, change: Callable, strategy: str, context: str
+    change: Callable, strategy: str, structure: Structure, context: str
 ) -> None:
     layer = make(structure, strategy)
     inputs = [tokens_of(layer, tokens)[0] for tokens in (3, 40)]  # few tokens have ways of their own
@@ -467,21 +473,20 @@ def test_every_structure_is_checkpointed_accumulated_and_differentiated_twice(
         torch.testing.assert_close(got, second, rtol=1e-8, atol=1e-8 * float(second.abs().max()))
 
 
-@strategies
-@squares
-def test_every_structure_compiles_whole(structure: Structure, strategy: str) -> None:
+@pytest.mark.parametrize(("name", "strategy"), list(zip(updates.SQUARES, itertools.cycle(STRATEGIES), strict=False)))
+def test_every_structure_compiles_whole(name: str, strategy: str) -> None:
     torch._dynamo.reset()
+    structure = updates.SQUARES[name]
     layer = make(structure, strategy)
     x, g = tokens_of(layer, 7)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert_step(layer, step(compiled, layer, x, g), exact_step(layer, x, g))
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@strategies
-@small_structures
-def test_layers_compile_whole_and_follow_their_parameters(structure: Structure, strategy: str, dynamic: bool) -> None:
+@pytest.mark.parametrize(("name", "strategy", "dynamic"), in_turns(list(SMALL), STRATEGIES, (False, True)))
+def test_layers_compile_whole_and_follow_their_parameters(name: str, strategy: str, dynamic: bool) -> None:
     torch._dynamo.reset()
+    structure = SMALL[name]
     layer = make(structure, strategy)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda x: layer(x.sin()).cos(), fullgraph=True, dynamic=dynamic, backend=counter)

@@ -1,5 +1,6 @@
 """Derivatives of every operator of every kind and order, and all the ways torch transforms a program."""
 
+import doctest
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,17 +16,30 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from surm_kernels import dense, functional, nn
-from surm_kernels.block_kinds import CIRCULANT, HANKEL, KINDS, SKEW_CIRCULANT, TOEPLITZ
-from surm_kernels.ops.diagonal import diagonal, diagonal_backward, diagonal_pullback
-from surm_kernels.ops.grid import grid, grid_backward, grid_dense, grid_dense_adjoint, grid_pullback
-from surm_kernels.ops.kronecker import (
+from surm_kernels import autograd, dense, functional, nn
+from surm_kernels.autograd import (
+    CIRCULANT,
+    HANKEL,
+    SKEW_CIRCULANT,
+    TOEPLITZ,
+    diagonal,
+    diagonal_backward,
+    diagonal_pullback,
+    grid,
+    grid_backward,
+    grid_dense,
+    grid_dense_adjoint,
+    grid_pullback,
     kronecker,
     kronecker_backward,
     kronecker_pullback_left,
     kronecker_pullback_right,
+    ldr,
+    ldr_backward,
+    ldr_pullback_left,
+    ldr_pullback_right,
 )
-from surm_kernels.ops.ldr import ldr, ldr_backward, ldr_pullback_left, ldr_pullback_right
+from surm_kernels.block_kinds import KINDS
 from tests.turns import in_turns
 
 Shapes = dict[str, tuple[int, ...]]
@@ -166,6 +180,14 @@ operator_cases = pytest.mark.parametrize("name", OPERATORS)
 # A product of each primitive, of both sorts of blocks.
 PRIMITIVES = [name for name in OPERATORS if name in SIZES]
 primitive_cases = pytest.mark.parametrize("name", PRIMITIVES)
+
+
+def test_every_operator_for_users_is_tried_here_and_the_example_holds() -> None:
+    tried = {name for function, _ in OPERATORS.values() for name in function.__code__.co_names}
+    assert {name for name in autograd.__all__ if callable(getattr(autograd, name))} <= tried
+    assert {name for name in autograd.__all__ if name not in tried} == {kind.name.upper() for kind in KINDS}
+    failed, attempted = doctest.testmod(autograd)
+    assert attempted and not failed
 
 
 def primitive_of(name: str) -> str:

@@ -6,6 +6,7 @@ The interpreter computes in bfloat16 wrongly without a word, so that type is com
 import pytest
 import torch
 
+from surm_kernels.block_kinds import CIRCULANT, SKEW_CIRCULANT
 from tests import oracle, test_diagonal
 from tests.triton import harness
 from tests.triton.test_diagonal import BY_VALUES, for_16_bits
@@ -24,7 +25,7 @@ CIRCULANT_TYPES = {
     **dict.fromkeys(("size", "adapters", "x_token", "base_token", "shape_class"), "i32"),
 }
 AHEAD_OF_TIME = [
-    harness.Case("bank: circulant", bank.circulant_kernel, CIRCULANT_TYPES, {"SIGN": -1, "TRANSPOSED": True}),
+    harness.Case("bank: circulant", bank.circulant_kernel, CIRCULANT_TYPES, {"SKEW": True, "TRANSPOSED": True}),
     harness.Case(
         "bank: siva",
         diagonal.product_kernel,
@@ -36,18 +37,18 @@ AHEAD_OF_TIME = [
 
 
 @dtype_cases
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("kind", [CIRCULANT, SKEW_CIRCULANT], ids=["circulant", "skew-circulant"])
 @pytest.mark.parametrize("transposed", [False, True], ids=["product", "transposed"])
 @pytest.mark.parametrize("size", [1, 5, 97])
-def test_circulant_products_match_the_matrix_of_each_token(size: int, transposed: bool, sign: int, dtype) -> None:
+def test_circulant_products_match_the_matrix_of_each_token(size: int, transposed: bool, kind: int, dtype) -> None:
     x, c, base = (torch.randn(tokens, size).to(dtype) for tokens in (9, 4, 9))
     index = torch.randint(4, (9,))
-    matrices = torch.stack([oracle.f_circulant(row, sign) for row in c])[index]
+    matrices = torch.stack([oracle.f_circulant(row, oracle.SIGNS[kind]) for row in c])[index]
     exact = torch.einsum("tij,tj->ti", matrices.mT if transposed else matrices, x.double())
     size_of_terms = (x.double().norm() * c.double().norm()).item()
-    y = bank.circulant_bank(x, c, index, None, sign, 1.0, transposed)
+    y = bank.circulant_bank(x, c, index, None, kind, 1.0, transposed)
     oracle.assert_close(y, exact, size=size_of_terms)
-    y = bank.circulant_bank(x, c, index.int(), base, sign, -0.5, transposed)
+    y = bank.circulant_bank(x, c, index.int(), base, kind, -0.5, transposed)
     oracle.assert_close(y, base.double() - 0.5 * exact, size=size_of_terms)
 
 
@@ -73,7 +74,7 @@ def test_an_index_out_of_range_gives_its_row_nan_and_touches_no_other(dtype: tor
     index, there = torch.tensor([0, 3, -1, 2, 1 << 40]), torch.tensor([True, False, False, True, False])
     within = index.clamp(0, 2)
     for call in (
-        lambda index: bank.circulant_bank(x, c, index, None, 1, 1.0, False),
+        lambda index: bank.circulant_bank(x, c, index, None, CIRCULANT, 1.0, False),
         lambda index: bank.diagonal_bank(x, u, s, v, index, None, 1.0),
     ):
         assert torch.equal(call(index)[there], call(within)[there])
@@ -82,10 +83,10 @@ def test_an_index_out_of_range_gives_its_row_nan_and_touches_no_other(dtype: tor
 
 def test_no_tokens_give_no_rows_and_float64_is_refused() -> None:
     c, index = torch.randn(3, 8), torch.zeros(0, dtype=torch.int64)
-    assert bank.circulant_bank(torch.randn(0, 8), c, index, None, 1, 1.0, False).shape == (0, 8)
+    assert bank.circulant_bank(torch.randn(0, 8), c, index, None, CIRCULANT, 1.0, False).shape == (0, 8)
     assert bank.diagonal_bank(torch.randn(0, 8), c, c, torch.randn(8, 8), index, None, 1.0).shape == (0, 3)
     with pytest.raises(ValueError, match="float64"):
-        bank.circulant_bank(torch.randn(1, 8).double(), c.double(), torch.zeros(1).long(), None, 1, 1.0, False)
+        bank.circulant_bank(torch.randn(1, 8).double(), c.double(), torch.zeros(1).long(), None, CIRCULANT, 1.0, False)
 
 
 @harness.case_and_target(AHEAD_OF_TIME)

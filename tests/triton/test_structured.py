@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from surm_kernels.block_kinds import CIRCULANT, HANKEL, TOEPLITZ
 from tests import oracle
+from tests.grids import Grid, cases, grid_of, grids_in_turns, kind_cases
 from tests.triton import harness
 
 structured = pytest.importorskip("surm_kernels.triton.structured")
@@ -21,9 +23,7 @@ GROUPS_AND_TOKENS = ((1, 0), (2, 1), (1, 33))
 DTYPES = (torch.float32, torch.float16)
 
 dtype_cases = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-sign_cases = pytest.mark.parametrize("sign", [1, -1], ids=["circulant", "skew"])
-kind_cases = pytest.mark.parametrize("kind", ["vandermonde", "vandermonde_like", "cauchy_like"])
-reflected_cases = pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz", "hankel"])
+generated_cases = pytest.mark.parametrize("kind", ["vandermonde", "vandermonde_like", "cauchy_like"])
 
 SIZES = ("tokens", "inputs", "outputs", "rows", "columns", "in_blocks", "theta_size", "shape_class")
 STRIDES = ("x_group", "x_token", "base_group", "base_token")
@@ -96,23 +96,6 @@ AHEAD_OF_TIME = [
 ]
 
 
-def cut(w: Tensor, rows: int, columns: int) -> list[list[Tensor]]:
-    """The blocks of a matrix."""
-    return [list(row.split(columns, 1)) for row in w.split(rows, 0)]
-
-
-def toeplitz_sums(w: Tensor, rows: int, columns: int, reflected: bool) -> Tensor:
-    """The sums of w along the diagonals of each block, antidiagonals if reflected: (M, K, m + n - 1)."""
-    offsets = range(1 - rows, columns)
-
-    def sums(block: Tensor) -> Tensor:
-        flipped = block.flip(0) if reflected else block.flip(1)
-        turned = flipped if reflected else flipped.flip(0)
-        return torch.stack([turned.diagonal(offset).sum() for offset in offsets])
-
-    return torch.stack([torch.stack([sums(block) for block in row]) for row in cut(w, rows, columns)])
-
-
 def generated_matrix(kind: str, columns: int, parameters: list[Tensor]) -> Tensor:
     """The float64 matrix of its formula, differentiable."""
     v, *rest = (parameter.double() for parameter in parameters)
@@ -145,69 +128,48 @@ def assert_gradients_close(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -
         oracle.assert_close(gradient, exact_gradient, f"gradient {position}")
 
 
-@sign_cases
-@dtype_cases
-@pytest.mark.parametrize("blocks", [(1, 1, 1), (1, 1, 5), (2, 3, 17), (1, 1, 48), (1, 1, 64), (1, 1, 70)])
-def test_circulant_products_and_gradients_match_the_dense_matrix(
-    blocks: tuple[int, int, int], dtype: torch.dtype, sign: int
-) -> None:
-    out_blocks, in_blocks, block = blocks
-    all_v = torch.randn(2, *blocks).to(dtype)
-    all_dense = torch.stack([oracle.matrix(group, sign) for group in all_v])
-    for groups, tokens in GROUPS_AND_TOKENS:
-        v, dense = all_v[:groups], all_dense[:groups]
-        x, g, base = tokens_and_cotangents(groups, tokens, in_blocks * block, out_blocks * block, dtype)
-        y, x_gradient = SCALE * x.double() @ dense.mT, SCALE * g.double() @ dense
-        sums = [oracle.diagonal_sums(w, block, sign) for w in SCALE * g.double().mT @ x.double()]
-
-        oracle.assert_close(structured.krylov(x, v, base, sign, SCALE, False), base.double() + y)
-        got = structured.krylov_backward(g, x, v, sign, SCALE, False)
-        assert_gradients_close(got, (x_gradient, torch.stack(sums)))
-        got = structured.krylov_backward(x, g, v, sign, SCALE, True)
-        assert_gradients_close(got, (y, torch.stack(sums)))
-
-
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize(
-    "blocks",
-    [(1, 1, 1, 1), (1, 1, 5, 3), (2, 3, 17, 48), (1, 1, 1, 33), (1, 2, 64, 1), (1, 1, 48, 64), (1, 1, 70, 90)],
+# Rows, columns, blocks of a column and blocks of a row; circulant blocks have as many rows as columns.
+SHAPES = (
+    *((1, 1), (5, 5), (5, 3), (1, 33), (48, 48), (48, 64), (64, 64), (70, 70), (70, 90)),
+    *((48, 17, 2, 3), (64, 1, 1, 2)),
 )
-def test_toeplitz_products_and_gradients_match_the_dense_matrix(
-    blocks: tuple[int, int, int, int], dtype: torch.dtype, reflected: bool
-) -> None:
-    out_blocks, in_blocks, rows, columns = blocks
-    all_t = torch.randn(2, out_blocks, in_blocks, rows + columns - 1).to(dtype)
-    all_dense = torch.stack([(oracle.hankel if reflected else oracle.toeplitz)(group, columns) for group in all_t])
+
+
+@cases("w, dtype", grids_in_turns(SHAPES, DTYPES))
+def test_products_and_gradients_match_the_dense_matrix(w: Grid, dtype: torch.dtype) -> None:
+    all_values = w.values(2, dtype)
+    all_dense = w.matrices(all_values)
     for groups, tokens in GROUPS_AND_TOKENS:
-        t, dense = all_t[:groups], all_dense[:groups]
-        x, g, base = tokens_and_cotangents(groups, tokens, in_blocks * columns, out_blocks * rows, dtype)
+        values, dense = all_values[:groups], all_dense[:groups]
+        x, g = w.tokens(groups, tokens, dtype)
         y, x_gradient = SCALE * x.double() @ dense.mT, SCALE * g.double() @ dense
-        sums = [toeplitz_sums(w, rows, columns, reflected) for w in SCALE * g.double().mT @ x.double()]
+        sums = SCALE * w.pullback(g, x)
 
-        got = structured.toeplitz(x, t, base, columns, SCALE, False, reflected)
-        oracle.assert_close(got, base.double() + y)
-        got = structured.toeplitz(g, t, x, columns, SCALE, True, reflected)
+        got = structured.grid(x, values, g, w.kind, w.columns, SCALE, False)
+        oracle.assert_close(got, g.double() + y)
+        got = structured.grid(g, values, x, w.kind, w.columns, SCALE, True)
         oracle.assert_close(got, x.double() + x_gradient)
-        got = structured.toeplitz_backward(g, x, t, columns, SCALE, reflected)
-        assert_gradients_close(got, (x_gradient, torch.stack(sums)))
+        got = structured.grid_backward(g, x, values, w.kind, w.columns, SCALE, False)
+        assert_gradients_close(got, (x_gradient, sums))
+        got = structured.grid_backward(x, g, values, w.kind, w.columns, SCALE, True)
+        assert_gradients_close(got, (y, sums))
 
 
-@reflected_cases
-def test_16_bit_tokens_meet_a_float32_parameter_in_float32(reflected: bool) -> None:
-    t = torch.randn(1, 2, 1, 17 + 20 - 1)
-    x, g, base = tokens_and_cotangents(1, 33, 20, 2 * 17, torch.float16)
-    dense = (oracle.hankel if reflected else oracle.toeplitz)(t[0], 20)
-    y = structured.toeplitz(x, t, base, 20, SCALE, False, reflected)
-    oracle.assert_close(y, base.double() + SCALE * x.double() @ dense.T)
-    x_gradient, t_gradient = structured.toeplitz_backward(g, x, t, 20, SCALE, reflected)
-    assert (x_gradient.dtype, t_gradient.dtype) == (torch.float16, torch.float32)
-    oracle.assert_close(x_gradient, SCALE * g.double() @ dense)
-    oracle.assert_close(t_gradient[0], toeplitz_sums(SCALE * (g[0].double().T @ x[0].double()), 17, 20, reflected))
+@kind_cases
+def test_16_bit_tokens_meet_float32_values_in_float32(kind: int) -> None:
+    w = grid_of(kind, 17, 20, 2, 1)
+    values, (x, g) = w.values(), w.tokens(1, 33, torch.float16)
+    dense, sums = w.matrices(values), SCALE * w.pullback(g, x)
+    y, x_gradient = SCALE * x.double() @ dense.mT, SCALE * g.double() @ dense
+    oracle.assert_close(structured.grid(x, values, g, kind, 20, SCALE, False), g.double() + y)
+    for rows, transposed, exact in (((g, x), False, x_gradient), ((x, g), True, y)):
+        got = structured.grid_backward(*rows, values, kind, 20, SCALE, transposed)
+        assert [gradient.dtype for gradient in got] == [torch.float16, torch.float32]
+        assert_gradients_close(got, (exact, sums))
 
 
 @dtype_cases
-@kind_cases
+@generated_cases
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 17, 2), (70, 48, 3), (17, 90, 1)], ids=str)
 def test_generated_products_and_gradients_match_the_dense_matrix(
     sizes: tuple[int, int, int], kind: str, dtype: torch.dtype
@@ -227,7 +189,7 @@ def test_generated_products_and_gradients_match_the_dense_matrix(
         assert_gradients_close(tuple(got), tuple(exact))
 
 
-@kind_cases
+@generated_cases
 def test_generated_gradients_that_are_not_needed_are_left_out(kind: str) -> None:
     parameters = parameters_of(kind, 5, 7, 2)
     x, g, _ = tokens_and_cotangents(1, 3, 7, 5, torch.float32)
@@ -251,8 +213,8 @@ def test_strided_and_expanded_tensors_give_the_result_of_contiguous_ones() -> No
     g, base = torch.randn(2, 20, 48)[..., 5:39], torch.randn(34).expand(2, 20, 34)
     t = torch.randn(2, 2, 1, 66)[..., ::2]
     for call in (
-        lambda x, t, g, base: structured.toeplitz(x, t, base, 17, SCALE, False, False),
-        lambda x, t, g, base: structured.toeplitz_pullback(g, x, 17, 17, SCALE, True),
+        lambda x, t, g, base: structured.grid(x, t, base, TOEPLITZ, 17, SCALE, False),
+        lambda x, t, g, base: structured.grid_pullback(g, x, HANKEL, 17, 17, SCALE),
     ):
         got = call(x, t, g, base)
         assert got.is_contiguous()
@@ -265,24 +227,24 @@ def test_a_row_that_is_not_finite_spoils_its_own_row_alone() -> None:
     broken = x.clone()
     broken[0, 33, 3] = float("nan")
     others = torch.arange(35) != 33
-    y = structured.krylov(broken, v, None, 1, SCALE, False)
+    y = structured.grid(broken, v, None, CIRCULANT, 20, SCALE, False)
     assert y[0, 33].isnan().all()
-    assert torch.equal(y[:, others], structured.krylov(x, v, None, 1, SCALE, False)[:, others])
+    assert torch.equal(y[:, others], structured.grid(x, v, None, CIRCULANT, 20, SCALE, False)[:, others])
 
 
 def test_many_tokens_are_added_in_parts_that_depend_on_the_shapes_alone() -> None:
-    x, g = torch.randn(1, 700, 33), torch.randn(1, 700, 20)
-    first = structured.toeplitz_pullback(g, x, 20, 33, SCALE, False)
-    oracle.assert_close(first[0], toeplitz_sums(SCALE * (g[0].double().T @ x[0].double()), 20, 33, False))
-    assert torch.equal(first, structured.toeplitz_pullback(g.clone(), x.clone(), 20, 33, SCALE, False))
+    w = grid_of(TOEPLITZ, 20, 33)
+    x, g = w.tokens(1, 700)
+    first = structured.grid_pullback(g, x, TOEPLITZ, 20, 33, SCALE)
+    oracle.assert_close(first, SCALE * w.pullback(g, x))
+    assert torch.equal(first, structured.grid_pullback(g.clone(), x.clone(), TOEPLITZ, 20, 33, SCALE))
 
 
 def test_float64_is_refused() -> None:
     x, v = torch.randn(1, 3, 4).double(), torch.randn(1, 1, 1, 4).double()
     for call in (
-        lambda: structured.krylov(x, v, None, 1, 1.0, False),
-        lambda: structured.krylov_pullback(x, x, 4, 1, 1.0),
-        lambda: structured.toeplitz_pullback(x, x, 4, 4, 1.0, False),
+        lambda: structured.grid(x, v, None, CIRCULANT, 4, 1.0, False),
+        lambda: structured.grid_pullback(x, x, TOEPLITZ, 4, 4, 1.0),
         lambda: structured.generated(x, [v.flatten()], None, "vandermonde", 1.0),
     ):
         with pytest.raises(ValueError, match="x must be float32, bfloat16 or float16"):
