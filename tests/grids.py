@@ -74,7 +74,3 @@ def kinds_and_types_in_turns(shapes: Sequence[tuple[int, ...]], *others: Sequenc
     """Every kind in every type, with a shape and one of each of the others."""
     every = in_turns(EVERY_KIND, DTYPES, shapes, *others)
     return [(grid_of(kind, *shape), dtype, *rest) for kind, dtype, shape, *rest in every]
-
-
-def cases(names: str, combinations: list[tuple[Any, ...]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(names, combinations, ids=lambda value: str(value).removeprefix("torch."))

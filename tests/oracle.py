@@ -166,6 +166,23 @@ def siva(U: Tensor, s: Tensor, V: Tensor) -> Tensor:
     return torch.einsum("ml,l,nl->mn", U.double(), s.double(), V.double())
 
 
+def hydra_block(structure: str, slots: Tensor, rows: int, columns: int) -> Tensor:
+    """One block of HyDRA's, made of its slots in the order of docs/structures.md."""
+    if structure == "circulant":
+        return f_circulant(slots, 1)[:rows, :columns]
+    if structure == "toeplitz":  # first column, first row
+        return toeplitz(torch.cat([slots[rows + 1 :].flip(0), slots[:rows]]), columns)
+    if structure == "hankel":  # first column, last row
+        return hankel(torch.cat([slots[:rows], slots[rows + 1 :]]), columns)
+    if structure == "vandermonde":
+        return vandermonde(slots, columns)
+    if structure == "low_rank":  # vectors of the left factor, of the right factor
+        rank = len(slots) // (rows + columns)
+        return slots[: rank * rows].view(rank, rows).T @ slots[rank * rows :].view(rank, columns)
+    G, H = slots.view(2, -1, max(rows, columns))
+    return toeplitz_like(G, H)[:rows, :columns]
+
+
 def error(got: Tensor, exact: Tensor, size: float = 0.0) -> float:
     """Normwise error relative to the answer; zero answers must be met exactly.
 

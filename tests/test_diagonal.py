@@ -14,6 +14,7 @@ from surm_kernels import _extension, functional, ops
 from surm_kernels.command.peak_memory import PeakMemory
 from surm_kernels.ops.diagonal import diagonal, diagonal_backward, diagonal_pullback
 from tests import oracle
+from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -187,9 +188,7 @@ LAYOUTS = {
 }
 
 
-@dtype_cases
-@pytest.mark.parametrize("tokens", [1, 7, 300])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cases("layout, dtype, tokens", in_turns([*LAYOUTS], DTYPES, (1, 7, 300)))
 def test_strided_and_expanded_tensors_are_read_in_place(layout: str, tokens: int, dtype: torch.dtype) -> None:
     m, n, k = 20, 60, 6
     x, g = LAYOUTS[layout](tokens, n, dtype), LAYOUTS[layout](tokens, m, dtype)
@@ -248,9 +247,7 @@ def test_zero_rows_give_exact_zeros_beside_any_neighbour(tokens: int, shape: Sha
     assert (diagonal_backward(torch.zeros_like(g), x, u, s, v, 1.0)[1] == 0).all()
 
 
-@dtype_cases
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@shape_cases(SMALL_SHAPES)
+@cases("shape, dtype, bad", in_turns(SMALL_SHAPES, DTYPES, (float("nan"), float("inf"), float("-inf"))))
 def test_a_row_that_is_not_finite_gives_no_finite_value_in_that_row_and_touches_no_other(
     shape: Shape, bad: float, dtype: torch.dtype
 ) -> None:
@@ -285,12 +282,15 @@ def everything(parameters: Factors, x: Tensor, g: Tensor) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(("groups", "tokens"), [(1, TWO_CHUNKS), (1, 1000), (2, 7), (2, 300)])
-@shape_cases([*SMALL_SHAPES, (768, 768, 404)])
+THREADED: list[Shape] = [*SMALL_SHAPES, (768, 768, 404)]
+GROUPS_AND_TOKENS = ((1, TWO_CHUNKS), (1, 1000), (2, 7), (2, 300))
+
+
+@cases("shape, groups_and_tokens, dtype", in_turns(THREADED, GROUPS_AND_TOKENS, (torch.float32, torch.bfloat16)))
 def test_results_are_bitwise_the_same_for_any_number_of_threads_and_every_run(
-    shape: Shape, groups: int, tokens: int, dtype: torch.dtype, threads
+    shape: Shape, groups_and_tokens: tuple[int, int], dtype: torch.dtype, threads
 ) -> None:
+    groups, tokens = groups_and_tokens
     inputs = factors(shape, dtype, groups), *tokens_and_cotangents(shape, tokens, dtype, groups)
     threads(1)
     wanted = everything(*inputs)

@@ -27,14 +27,13 @@ from tests.grids import (
     DTYPES,
     EVERY_KIND,
     Grid,
-    cases,
     either_kind,
     grid_of,
     grids_in_turns,
     kind_cases,
     kinds_and_types_in_turns,
 )
-from tests.turns import in_turns
+from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

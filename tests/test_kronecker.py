@@ -16,6 +16,7 @@ from surm_kernels.ops.kronecker import (
     kronecker_pullback_right,
 )
 from tests import oracle
+from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -165,9 +166,7 @@ LAYOUTS = {
 }
 
 
-@dtype_cases
-@pytest.mark.parametrize("tokens", [1, 7, 40])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cases("layout, dtype, tokens", in_turns([*LAYOUTS], DTYPES, (1, 7, 40)))
 def test_strided_and_expanded_inputs_give_the_result_of_contiguous_ones(
     layout: str, tokens: int, dtype: torch.dtype
 ) -> None:
@@ -251,9 +250,7 @@ def test_zero_rows_give_exact_zeros_beside_any_neighbour(tokens: int, shape: Sha
     assert (kronecker_pullback_right(torch.zeros_like(g), x, a, 1.0) == 0).all()
 
 
-@dtype_cases
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@shape_cases(SMALL_SHAPES)
+@cases("shape, dtype, bad", in_turns(SMALL_SHAPES, DTYPES, (float("nan"), float("inf"), float("-inf"))))
 def test_a_row_that_is_not_finite_gives_no_finite_value_in_that_row_and_touches_no_other(
     shape: Shape, bad: float, dtype: torch.dtype
 ) -> None:
@@ -279,9 +276,10 @@ def test_a_row_that_is_not_finite_gives_no_finite_value_in_that_row_and_touches_
         assert not b_gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("tokens", [7, 300, 1000])
-@shape_cases([*SMALL_SHAPES, (192, 192, 4, 4)])
+THREADED: list[Shape] = [*SMALL_SHAPES, (192, 192, 4, 4)]
+
+
+@cases("shape, tokens, dtype", in_turns(THREADED, (7, 300, 1000), (torch.float32, torch.bfloat16)))
 def test_results_are_bitwise_the_same_for_any_number_of_threads_and_every_run(
     shape: Shape, tokens: int, dtype: torch.dtype, threads
 ) -> None:

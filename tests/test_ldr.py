@@ -10,6 +10,7 @@ from torch import Tensor
 from surm_kernels import _extension
 from surm_kernels.ops.ldr import ldr, ldr_backward, ldr_pullback_left, ldr_pullback_right
 from tests import oracle
+from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -20,6 +21,7 @@ PARTS = ((5, 5, 3), (5, 3, 5), (7, 1, 7), (7, 7, 1), (97, 60, 41), (192, 64, 192
 RANKS = (1, 2, 4, 5)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SCALE = 0.75
+BOTH = (False, True)  # reflected or not
 
 reflected_cases = pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz-like", "reflected"])
 dtype_cases = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -129,18 +131,14 @@ def tokens_of(size: int) -> tuple[int, ...]:
     return (0, 1, 16, 33) if size <= 1024 else (17,) if size <= 4096 else (3,)
 
 
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize("size", SIZES)
+@cases("size, dtype, reflected", in_turns(SIZES, DTYPES, BOTH))
 def test_product_and_gradients_match_the_index_formula(size: int, dtype: torch.dtype, reflected: bool) -> None:
     left, right = generators(2, size, dtype)
     for tokens in tokens_of(size):
         assert_matches(left, right, size, size, tokens, reflected)
 
 
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize("size", LARGE_SIZES)
+@cases("size, reflected, dtype", in_turns(LARGE_SIZES, BOTH, DTYPES))
 def test_large_products_and_sampled_gradients_match_the_index_formula(
     size: int, dtype: torch.dtype, reflected: bool
 ) -> None:
@@ -149,9 +147,7 @@ def test_large_products_and_sampled_gradients_match_the_index_formula(
         assert_matches(left, right, size, size, tokens, reflected)
 
 
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize("part", PARTS, ids=name_of)
+@cases("part, dtype, reflected", in_turns(PARTS, DTYPES, BOTH))
 def test_top_left_parts_of_every_rank_match_the_index_formula_in_every_group(
     part: tuple[int, int, int], dtype: torch.dtype, reflected: bool
 ) -> None:
@@ -220,9 +216,7 @@ def everything(x: Tensor, g: Tensor, left: Tensor, right: Tensor, base: Tensor |
     ]
 
 
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize("tokens", [1, 7, 40])
+@cases("dtype, tokens, reflected", in_turns(DTYPES, (1, 7, 40), BOTH))
 def test_strided_and_expanded_inputs_give_the_result_of_contiguous_ones(
     tokens: int, dtype: torch.dtype, reflected: bool
 ) -> None:
@@ -246,13 +240,10 @@ def test_outputs_are_new_contiguous_tensors_even_where_they_equal_an_input() -> 
     assert all(t.is_contiguous() for t in outputs)
 
 
-row_sizes = pytest.mark.parametrize("size", [64, 97, 768, 1000])
-row_tokens = pytest.mark.parametrize("tokens", [2, 3, 16, 33])
+row_cases = cases("size, tokens, reflected", in_turns((64, 97, 768, 1000), (2, 3, 16, 33), BOTH))
 
 
-@reflected_cases
-@row_sizes
-@row_tokens
+@row_cases
 def test_each_row_is_as_accurate_as_its_own_size_allows(tokens: int, size: int, reflected: bool) -> None:
     left, right = generators(2, size, torch.float32)
     magnitude = 10 ** torch.linspace(-4, 4, tokens)[torch.randperm(tokens)]
@@ -272,9 +263,7 @@ def test_rows_near_the_ends_of_the_range_of_float32_keep_their_accuracy(reflecte
     oracle.assert_rows_close(ldr(x, left, right, None, 768, 1.0, False, reflected), y)
 
 
-@reflected_cases
-@row_sizes
-@row_tokens
+@row_cases
 def test_zero_rows_give_exact_zeros_beside_any_neighbour(tokens: int, size: int, reflected: bool) -> None:
     left, right = generators(2, size, torch.float32)
     x = torch.randn(1, tokens, size) * 1e4
@@ -289,10 +278,10 @@ def test_zero_rows_give_exact_zeros_beside_any_neighbour(tokens: int, size: int,
     assert (ldr_pullback_right(torch.zeros_like(x), x, left, 1.0, reflected) == 0).all()
 
 
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("part", [(97, 97, 97), (768, 700, 300)], ids=name_of)
+BROKEN = (float("nan"), float("inf"), float("-inf"))
+
+
+@cases("dtype, bad, part, reflected", in_turns(DTYPES, BROKEN, ((97, 97, 97), (768, 700, 300)), BOTH))
 def test_a_row_that_is_not_finite_gives_nan_in_that_row_only(
     part: tuple[int, int, int], bad: float, dtype: torch.dtype, reflected: bool
 ) -> None:
@@ -318,23 +307,18 @@ def test_a_row_that_is_not_finite_gives_nan_in_that_row_only(
         assert all(gradient.isnan().any() for gradient in gradients)
 
 
-@reflected_cases
-@pytest.mark.parametrize(
-    ("part", "rank", "tokens"),
-    [
-        ((768, 768, 768), 4, 300),
-        ((768, 768, 768), 4, 7),
-        ((97, 97, 60), 2, 1000),
-        ((3072, 768, 3072), 2, 65),
-        ((5, 4, 5), 5, 33),
-    ],
-    ids=lambda case: name_of(case) if isinstance(case, tuple) else str(case),
+# A part, its rank and a number of tokens.
+THREADED = (
+    *(((768, 768, 768), 4, 300), ((768, 768, 768), 4, 7), ((97, 97, 60), 2, 1000), ((3072, 768, 3072), 2, 65)),
+    ((5, 4, 5), 5, 33),
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+@cases("threaded, reflected, dtype", in_turns(THREADED, BOTH, (torch.float32, torch.bfloat16)))
 def test_results_are_bitwise_the_same_for_any_number_of_threads_and_every_run(
-    part: tuple[int, int, int], rank: int, tokens: int, dtype: torch.dtype, reflected: bool, threads
+    threaded: tuple[tuple[int, int, int], int, int], dtype: torch.dtype, reflected: bool, threads
 ) -> None:
-    size, outputs, inputs = part
+    (size, outputs, inputs), rank, tokens = threaded
     left, right = generators(rank, size, dtype)
     x, g = torch.randn(1, tokens, inputs).to(dtype), torch.randn(1, tokens, outputs).to(dtype)
     threads(1)

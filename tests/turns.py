@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+import torch
+
 
 def in_turns(first: Sequence[Any], second: Sequence[Any], *others: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Every pair of the first two, and with it one of each of the others, in turns.
@@ -18,3 +21,14 @@ def in_turns(first: Sequence[Any], second: Sequence[Any], *others: Sequence[Any]
                 step *= len(values)
             combinations.append((a, b, *turn))
     return combinations
+
+
+def cases(names: str, combinations: Sequence[Any]) -> pytest.MarkDecorator:
+    """Parametrises a test by combinations of values, or by the values of one name."""
+    return pytest.mark.parametrize(names, combinations, ids=_name_of)
+
+
+def _name_of(value: Any) -> str:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return "x".join(map(str, value)) if type(value) is tuple else str(value)

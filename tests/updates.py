@@ -1,7 +1,7 @@
 """Structures of awkward shapes with tame parameters and their exact matrices, for gradients and adapted layers.
 
 Independent of the operators in question: a float64 matrix is the structure's `dense`, which test_structures.py holds
-against the index formulas.
+against the index formulas, and HyDRA's is made of blocks by their definition.
 """
 
 import math
@@ -54,6 +54,7 @@ FAMILIES = {
     "low rank": lambda *sizes: LowRank(*sizes, 3),
     "siva": lambda *sizes: Siva(*sizes, min(sizes) // 2),
 }
+LINEAR_IN_THE_POOL = ("circulant", "toeplitz", "hankel")  # of HyDRA's blocks
 # For sizes with common divisors.
 GRIDS = {
     "circulant, blocks": lambda *sizes: Circulant(*sizes, 12),
@@ -100,9 +101,27 @@ def fill(structure: Structure, parameters: list[Tensor] | tuple[Tensor, ...]) ->
 
 def matrix(structure: Structure, parameters: tuple[Tensor, ...], stored: torch.dtype) -> Tensor:
     """W in float64, differentiable, for parameters that a layer keeps in the type `stored`."""
-    if isinstance(structure, Hydra):  # its drawn values are rounded as the pool is stored
-        return structure._grid.dense(*structure._slots(parameters[0].double(), stored))
+    if isinstance(structure, Hydra):  # whose drawn values are rounded as the pool is stored
+        return hydra(structure, parameters[0].double(), stored)
     return structure.dense(*(parameter.double() for parameter in parameters))
+
+
+def hydra(structure: Hydra, pool: Tensor, stored: torch.dtype) -> Tensor:
+    """HyDRA's W by the layout of its slots, for a pool in float64 that is stored in another type."""
+    index = structure._map.slots(torch.arange(structure.pool_size, dtype=torch.float64)).long()
+    (drawn,) = structure._drawn.on(pool.device)
+    drawn = drawn.to(stored).double()
+    fixed = drawn[len(drawn) - (structure.pool_size - structure.trainable) :]
+
+    def of_slots(slots: Tensor) -> Tensor:
+        grid = slots.view(structure.splits, structure.splits, -1)
+        sizes = structure.out_features // structure.splits, structure.in_features // structure.splits
+        return torch.cat(
+            [torch.cat([oracle.hydra_block(structure.structure, block, *sizes) for block in row], 1) for row in grid]
+        )
+
+    W = of_slots(torch.cat([pool, fixed])[index])
+    return W if structure.structure in LINEAR_IN_THE_POOL else W - of_slots(drawn[index])
 
 
 def gradient_rounding_factor(structure: Structure) -> float:
@@ -110,7 +129,7 @@ def gradient_rounding_factor(structure: Structure) -> float:
     if isinstance(structure, Siva):
         return 1.8  # both factors of the sum over the tokens, then the sum
     if isinstance(structure, (CirculantProduct, LowRank)) or (
-        isinstance(structure, Hydra) and structure._grid.is_linear
+        isinstance(structure, Hydra) and structure.structure in LINEAR_IN_THE_POOL
     ):
         return 1.5  # the circulant's gradient before the factor, the values at the rank, the slots' before the sum
     return oracle.ROUNDING_FACTOR

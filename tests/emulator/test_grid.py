@@ -9,7 +9,7 @@ import torch
 from surm_kernels.block_kinds import CIRCULANT, HANKEL, SKEW_CIRCULANT, TOEPLITZ
 from tests import test_grid as parity
 from tests.emulator.stand_in import as_it_was, emulated
-from tests.grids import DTYPES, Grid, cases, grid_of, grids_in_turns, kinds_and_types_in_turns
+from tests.grids import DTYPES, Grid, grid_of, grids_in_turns, kinds_and_types_in_turns
 from tests.test_grid import (  # noqa: F401  tests that run here as they are
     test_a_spectrum_is_kept_in_the_type_of_the_arithmetic,
     test_a_spectrum_is_refused_where_it_does_not_fit,
@@ -18,7 +18,7 @@ from tests.test_grid import (  # noqa: F401  tests that run here as they are
     test_rows_near_the_ends_of_the_range_of_float32_keep_their_accuracy,
     test_rows_of_16_bits_take_values_of_32_and_give_their_gradient_in_32,
 )
-from tests.turns import in_turns
+from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

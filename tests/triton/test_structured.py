@@ -9,8 +9,9 @@ from torch import Tensor
 
 from surm_kernels.block_kinds import CIRCULANT, HANKEL, TOEPLITZ
 from tests import oracle
-from tests.grids import Grid, cases, grid_of, grids_in_turns, kind_cases
+from tests.grids import Grid, grid_of, grids_in_turns, kind_cases
 from tests.triton import harness
+from tests.turns import cases
 
 structured = pytest.importorskip("surm_kernels.triton.structured")
 structured_fold = pytest.importorskip("surm_kernels.triton.structured_fold")
