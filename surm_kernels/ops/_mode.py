@@ -20,7 +20,6 @@ transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transf
 is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda t: True)
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_is_compiled: Callable[[], bool] = torch.compiler.is_compiling  # or exported, strictly or not
 _is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 _modes_of_dispatch: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
@@ -28,6 +27,11 @@ _modes_of_dispatch: Callable[[], int] = torch._C._len_torch_dispatch_stack
 def in_forward_mode() -> bool:
     """Whether tangents are computed along; not to be asked while compiling."""
     return forward_ad._current_level >= 0
+
+
+def is_transformed() -> bool:
+    """Whether a call is compiled, traced by torch.jit, under torch.func or in forward mode."""
+    return is_compiling() or transforms_active() or forward_ad._current_level >= 0 or _is_jit_tracing()
 
 
 def is_hollow(t: Tensor) -> bool:
@@ -41,9 +45,9 @@ def has_values(t: Tensor) -> bool:
     What torch.jit.trace and make_fx have not seen computed they take for a constant, and a mode of dispatch wants to
     see every operator of a call: so nothing may be kept for another call either.
     """
-    if _is_compiled() or transforms_active() or _is_jit_tracing() or _modes_of_dispatch():
+    if type(t) not in _PLAIN or is_compiling() or transforms_active():
         return False
-    return type(t) in _PLAIN and not t.is_meta
+    return not (_is_jit_tracing() or _modes_of_dispatch() or t.is_meta)
 
 
 def is_ordinary(t: Tensor) -> bool:

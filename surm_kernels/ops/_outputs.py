@@ -13,6 +13,7 @@ def in_shape(t: Tensor, *shape: int) -> Tensor:
     """
     if torch.is_grad_enabled():
         return t.view(shape)
-    if t.is_contiguous() and not t._is_view() and _mode.is_ordinary(t):
-        return t.resize_(shape)  # faster than to make another tensor
+    # To resize it takes no longer than a view does, but is for ordinary calls alone.
+    if type(t) is Tensor and not (_mode.is_transformed() or t._is_view()) and t.is_contiguous():
+        return t.resize_(shape)
     return torch.ops.aten._unsafe_view.default(t, shape)
