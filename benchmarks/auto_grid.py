@@ -135,7 +135,8 @@ def layer(shape: Shape, strategy: str) -> AdaptedLinear:
         torch.manual_seed(0)
         base = nn.Linear(shape.in_features, shape.out_features, dtype=getattr(torch, shape.dtype))
         structure = shape.make()
-        return AdaptedLinear(base, structure, strategy=strategy, initialisation=structure.initialisations[0])
+        made = AdaptedLinear(base, structure, strategy=strategy, initialisation=structure.initialisations[0])
+        return made.train(shape.training)
 
 
 def call(layer: AdaptedLinear, x: Tensor, g: Tensor | None) -> Callable[[], Results]:

@@ -59,9 +59,9 @@ def sources(pattern: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
 
 
-def namespace_flags() -> tuple[str, ...]:
-    """What tells the glue the namespaces of the operators."""
-    names = runpy.run_path(str(ROOT / "surm_kernels/_namespace.py"))
+def namespace_flags(package: Path = IN_PLACE.parent) -> tuple[str, ...]:
+    """What tells the glue the namespaces of the operators of the package, or of a copy."""
+    names = runpy.run_path(str(package / "_namespace.py"))
     return tuple(f"-DSURM_{name}={names[name]}" for name in ("NAMESPACE", "CUDA_NAMESPACE"))
 
 

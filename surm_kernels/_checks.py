@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_STRIDED = torch.strided
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -21,6 +22,15 @@ def require_floating(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {_name(value.dtype)}")
+
+
+def require_strided(name: str, value: Any) -> None:
+    """A floating tensor that is neither sparse nor nested nor in a layout that a library keeps to itself."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOATING:
+        require_floating(name, value)
+    if value.layout is not _STRIDED or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.").strip("_")
+        raise TypeError(f"{name} must be a dense tensor, got one that is {kind}")
 
 
 def require_number(name: str, value: Any) -> None:
@@ -196,7 +206,8 @@ def broadcast_base(base: Tensor, shape: tuple[int, ...]) -> Tensor:
     if base.dim() == len(shape) and base.shape == shape:
         return base
     aligned = zip(reversed(base.shape), reversed(shape), strict=False)
-    if base.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in aligned):
+    # Not `in (1, wanted)`, which torch.compile answers for symbols as for objects.
+    if base.dim() > len(shape) or any(size != 1 and size != wanted for size, wanted in aligned):
         raise ValueError(f"base must be broadcastable to the output's shape {tuple(shape)}, got {_shape(base)}")
     return base.expand(shape)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 _WORD = 2**64
 
 
-def words(seed: int, *shape: int, device: torch.device | None = None) -> Tensor:
+def words(seed: int, *shape: int, device: torch.device | str = "cpu") -> Tensor:
     """The first words of SplitMix64 (Steele, Lea and Flood, 2014) as int64, in rows; any int is a seed.
 
     Equivalent to `RandomIntegers(seed).word()` once an entry: its states are the multiples of one constant.
@@ -22,12 +22,12 @@ def words(seed: int, *shape: int, device: torch.device | None = None) -> Tensor:
     return (mixed ^ _shifted(mixed, 31)).view(shape)
 
 
-def signs(seed: int, *shape: int, device: torch.device | None = None) -> Tensor:
+def signs(seed: int, *shape: int, device: torch.device | str = "cpu") -> Tensor:
     """-1 or 1 in float64, by the first bit of each word."""
     return 1.0 + 2.0 * (words(seed, *shape, device=device) >> 63).double()
 
 
-def normals(seed: int, *shape: int, device: torch.device | None = None) -> Tensor:
+def normals(seed: int, *shape: int, device: torch.device | str = "cpu") -> Tensor:
     """N(0, 1) in float64: the inverse distribution function of uniform numbers, each the middle of 2^-52."""
     uniform = (_shifted(words(seed, *shape, device=device), 12).double() + 0.5) / 2**52
     return torch.special.ndtri(uniform)

@@ -1,15 +1,18 @@
 """Parameters from and to the conventions of other libraries: SciPy, PEFT, structured-nets, SURM, displacement theory.
 
 All are rearrangements of their arguments and differentiable. A circulant matrix needs no converter: `c` is what
-scipy.linalg.circulant takes.
+scipy.linalg.circulant takes. Checkpoints of models are converted as well: `load_plain_state_dict` loads that of the
+plain model into one with adapted layers, `plain_state_dict` gives it back.
 """
 
 import torch
 from torch import Tensor
 
 from surm_kernels import _checks
+from surm_kernels.nn._checkpoints import LoadedState, load_plain_state_dict, plain_state_dict
 
 __all__ = [
+    "LoadedState",
     "circulant_from_c3a",
     "circulant_from_first_row",
     "circulant_to_c3a",
@@ -17,6 +20,8 @@ __all__ = [
     "hankel_to_scipy",
     "kronecker_from_lokr",
     "kronecker_from_surm",
+    "load_plain_state_dict",
+    "plain_state_dict",
     "skew_circulant_from_first_row",
     "toeplitz_from_scipy",
     "toeplitz_like_from_displacement",

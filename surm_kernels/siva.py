@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _checks, _random_words
+from surm_kernels.ops import _mode
 
 BASES = ("bottom", "top", "random")
 RULES = ("variance", "sum")
@@ -155,6 +156,8 @@ def bases(
         return _random_bases(weight, rows, columns, k, seed)
     known = weight if isinstance(weight, Decomposition) else decompose(weight, precision=precision)
     like = weight if isinstance(weight, Tensor) else known.U
+    if k is None and _mode.is_hollow(known.singular_values):
+        raise ValueError(f"k must be given where the weight has no values to count, got None on {like.device}")
     k = count(known.singular_values, perc, rule=rule) if k is None else k
     rows, columns = len(known.U), len(known.V)
     if basis == "random":
@@ -237,5 +240,5 @@ def _copy(columns: Tensor, like: Tensor) -> Tensor:
 
 
 def _require_finite(name: str, value: Tensor) -> None:
-    if not value.is_meta and not value.isfinite().all():
+    if not _mode.is_hollow(value) and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got {int((~value.isfinite()).sum())} values that are not")

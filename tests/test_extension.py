@@ -1,6 +1,5 @@
 """What serves at import: the compiled library, or the reference after one warning; and the environment variables."""
 
-import dataclasses
 import os
 import re
 import shutil
@@ -12,8 +11,6 @@ import pytest
 import torch
 
 import surm_kernels
-from build_support import extension
-from build_support.ninja import ROOT, Step, run_ninja
 from surm_kernels import _environment, _extension, gpu_rule
 from surm_kernels._namespace import CUDA_NAMESPACE, NAMESPACE
 
@@ -136,53 +133,6 @@ def test_every_device_has_a_kernel_or_the_reference_for_every_operator(device: s
     assert len(operators(NAMESPACE)) > len(gpu_rule.CUDA_OPERATORS)
     for name in operators(NAMESPACE):
         assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", device)
-
-
-BESIDE = """
-import torch, surm_kernels, other_kernels
-from other_kernels import _extension
-from other_kernels._namespace import NAMESPACE
-assert _extension.available and NAMESPACE == "other_kernels"
-x, c = torch.randn(3, 96), torch.randn(96)
-y, other = surm_kernels.functional.circulant_linear(x, c), other_kernels.functional.circulant_linear(x, c)
-assert torch.equal(y, other)
-for namespace in ("surm_kernels", "other_kernels"):
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::grid", "CPU")
-print("both serve")
-"""
-
-
-def test_a_copy_of_another_name_loads_beside_the_package(tmp_path: Path) -> None:
-    """The kernels know no namespace, so that only the glue is compiled anew."""
-    if not (ROOT / extension.BUILD_FOLDER / "cpu/instruction_set.cpp.o").exists() or not _extension.available:
-        pytest.skip("the library was built elsewhere, without objects")
-    for path in (part for part in PACKAGE.rglob("*.py")):
-        target = tmp_path / "other_kernels" / path.relative_to(PACKAGE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(re.sub(r"\bsurm_kernels\b", "other_kernels", path.read_text()))
-    shutil.copy(PACKAGE / "cost_constants.json", tmp_path / "other_kernels")
-    build = extension.this_target(cuda=None)
-    steps = [renamed(step, tmp_path) for step in extension.plain_steps(build)]
-    objects = [step.output for step in [*steps, *extension.kernel_steps(build)]]
-    link = dataclasses.replace(
-        extension.link_step(build, tuple(objects)), output=str(tmp_path / "other_kernels" / extension.LIBRARY)
-    )
-    run_ninja([*(step for step in steps if is_glue(step)), link], tmp_path / "build")
-    result = run(tmp_path, BESIDE, PYTHONPATH=f"{tmp_path}{os.pathsep}{PACKAGE.parent}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "both serve\n"
-
-
-def is_glue(step: Step) -> bool:
-    return step.inputs[0].count("/") == 1
-
-
-def renamed(step: Step, folder: Path) -> Step:
-    """Compiles a glue file for the other name, quickly; leaves other steps alone."""
-    if not is_glue(step):
-        return step
-    flags = tuple(flag.replace("NAMESPACE=surm_kernels", "NAMESPACE=other_kernels") for flag in step.flags)
-    return dataclasses.replace(step, output=str(folder / f"{Path(step.inputs[0]).name}.o"), flags=(*flags, "-O0"))
 
 
 def test_state_says_what_serves() -> None:

@@ -29,12 +29,12 @@ Layout Block::column(int64_t length, bool transposed) const {
   const int64_t m = rows_, n = columns_, count = this->count();
   if (rising_) return {count, {{0, count, 0, 1, 1}}};
   if (wrap_ != 0) {
-    // What wraps around comes from the end of a longer circulant.
-    const Segment wrapped =
-        transposed ? Segment{length - n + 1, length, n - 1, -1, 1} : Segment{length - n + 1, length, 1, 1, wrap_};
     Layout layout{n, {{0, n, 0, 1, 1}}};
     if (transposed) layout = {n, {{0, 1, 0, 1, 1}, {1, n, n - 1, -1, wrap_}}};
-    if (length != n) layout.segments[transposed ? 2 : 1] = wrapped;
+    if (length == n) return layout;
+    // In a longer circulant what wraps around comes from the end.
+    layout.segments[2] = {length - n + 1, length, 1, 1, wrap_};
+    if (transposed) layout.segments[2] = {length - n + 1, length, n - 1, -1, 1};
     return layout;
   }
   // Value k is diagonal i - j = k - (n - 1), which the transpose turns into its negative: those come from the end.

@@ -65,8 +65,7 @@ class Block {
 int64_t rows_of_block(BlockKind kind, int64_t count, int64_t columns);
 
 // The first column of the circulant of a generator of low displacement rank, Z_1(left_l) or Z_-1(right_l). If
-// reflected, the latter is times the reversal J = S^(n-1) R: here with the shift S, and its rows in reversed order for
-// R.
+// reflected, the latter is times the reversal J = S^(n-1) R: the shift S is in here, for R rows come in reversed order.
 Layout generator_column(const LdrShape& shape, int64_t length, bool is_right);
 
 // A product with the grid as one with circulants of this length.

@@ -69,12 +69,12 @@ def _types(
     x: Tensor, parameters: dict[str, Tensor], base: Tensor | None, scale: float, wide: Wide
 ) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
     """The types of the result, of tokens and of parameters, after checks of all that has not been checked."""
-    _checks.require_floating("x", x)
+    _checks.require_strided("x", x)
     _checks.require_number("scale", scale)
     for name, parameter in parameters.items():
         _checks.require_same_device(x, name, parameter)
     if base is not None:
-        _checks.require_floating("base", base)
+        _checks.require_strided("base", base)
         _checks.require_same_device(x, "base", base)
     result = _checks.common_dtype(x, *parameters.values(), base)
     if wide == "nothing":
@@ -101,7 +101,7 @@ def _rows(
 def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:
     """The adapter of every token of x in a row, (T,); one that is not there is refused where numbers are at hand."""
     _checks.require_index(x, index)
-    if index.device.type == "cpu" and _mode.has_values(index):
+    if index.is_cpu and _mode.has_values(index):
         _checks.require_within(index, adapters)
     return index.reshape(-1)
 

@@ -38,7 +38,7 @@ def circulant_linear(
 
 
 def _circulant_by_token(x: Tensor, c: Tensor, base: Tensor | None, scale: float, index: Tensor) -> Tensor:
-    _checks.require_floating("x", x)
+    _checks.require_strided("x", x)
     _checks.require_matrix("c", c, "(adapters, n) to go with index")
     tokens = chosen(x, index, c.shape[0])
 

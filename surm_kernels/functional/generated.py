@@ -31,7 +31,7 @@ def vandermonde_linear(x: Tensor, v: Tensor, *, base: Tensor | None = None, scal
 
     Equivalent to `F.linear(x, scale * torch.linalg.vander(v, N=n), bias=base)`.
     """
-    _checks.require_floating("x", x)
+    _checks.require_strided("x", x)
     _checks.require_tokens(x)
     _checks.require_vector("v", v, "(m,)")
     return product(partial(_matrices.vandermonde, n=x.shape[-1]), x, {"v": v}, base, scale, wide="parameters")

@@ -50,7 +50,7 @@ def siva_linear(
 def _siva_by_token(
     x: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float, index: Tensor
 ) -> Tensor:
-    _checks.require_floating("x", x)
+    _checks.require_strided("x", x)
     _checks.require_bases_of_bank(U, s, V)
     tokens = chosen(x, index, s.shape[0])
 

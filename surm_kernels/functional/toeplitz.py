@@ -76,7 +76,7 @@ def _diagonals_linear(
     make: Callable[..., Primitive], x: Tensor, name: str, t: Tensor, base: Tensor | None, scale: float
 ) -> Tensor:
     """The product whose numbers of rows and columns follow from x and the number of diagonals."""
-    _checks.require_floating("x", x)
+    _checks.require_strided("x", x)
     _checks.require_tokens(x)
     _checks.require_floating(name, t)
     _checks.require_dimensions(name, t, (1, 3), "(m + n - 1,) or (M, K, m + n - 1)")

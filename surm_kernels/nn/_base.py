@@ -4,9 +4,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from surm_kernels import _checks
 from surm_kernels.structures import Structure
+
+_PLAIN = (nn.Parameter, FakeTensor)  # a tensor of any other kind, as quantisation has them, is not to be added to
 
 
 class Frozen(NamedTuple):
@@ -23,7 +26,9 @@ def frozen(base: nn.Module) -> Frozen | None:
     if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
         return None
     weight = base._parameters.get("weight")  # None where it is parametrised; base.weight takes longer
-    if type(weight) is not nn.Parameter or weight.dtype not in _checks.FLOATING:
+    if weight is None or type(weight) not in _PLAIN:
+        return None
+    if weight.dtype not in _checks.FLOATING or weight.layout is not torch.strided:
         return None
     return Frozen(weight, base._parameters["bias"])
 

@@ -31,9 +31,17 @@ class ConstantBuffers(nn.Module):
             raise ValueError(f"constants must have the names {', '.join(names) or 'none'}, got {sorted(constants)}")
         for name in names:
             _checks.require_shape(name, constants[name], shapes[name], f"as {self.structure} has it")
-            self.register_buffer(name, constants[name].detach().to(device, dtype), persistent=self.save_constants)
+            # Of its own: given ones may be parts of a tensor, which files of tensors do not take.
+            own = constants[name].detach().to(device, dtype).clone(memory_format=torch.contiguous_format)
+            self.register_buffer(name, own, persistent=self.save_constants)
         if names:
             self.register_buffer("fingerprint", self.structure.fingerprint(*self._constants()))
+
+    @torch.no_grad()
+    def prepare_constants(self) -> None:
+        """Prepares the constants anew, from the present weight of the base."""
+        self._take(self._prepared(), "", assign=False)
+        self.fingerprint = self.structure.fingerprint(*self._constants())
 
     def _prepared(self) -> dict[str, Tensor]:
         names = self.structure.constants
@@ -55,42 +63,57 @@ class ConstantBuffers(nn.Module):
         return self
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: Any
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: Any
     ) -> None:
-        names = self.structure.constants
-        if names and all(prefix + name in state_dict for name in names):
-            if not self.save_constants:  # not expected, but better than our own
-                self._take_constants(state_dict, prefix)
-        elif names and prefix + "fingerprint" in state_dict and not self.fingerprint.is_meta:
-            change = self._change(state_dict[prefix + "fingerprint"], state_dict.get(prefix + "base.weight"))
+        if self.structure.constants:
+            change = self._load_constants(state_dict, prefix, local_metadata.get("assign_to_params_buffers", False))
             if not change <= siva.TOLERANCE:
                 errors: list[str] = lists[-1]
                 errors.append(
-                    f"{prefix}fingerprint says that the update was trained on another {' and '.join(names)} than this "
-                    f"base weight gives: the update would change by about {100 * change:.2g} %. Load it over the same "
-                    f"weight in the same type, or save it with save_constants=True."
+                    f"{prefix}fingerprint says that the update was trained on another "
+                    f"{' and '.join(self.structure.constants)} than this base weight gives: the update would change by "
+                    f"about {100 * change:.2g} %. Load it over the same weight in the same type, or save it with "
+                    f"save_constants=True."
                 )
                 return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     @torch.no_grad()
-    def _take_constants(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Moves the constants of a state to the buffers, unless their shapes are others, which is told later."""
-        names = self.structure.constants
-        if all(state_dict[prefix + name].shape == getattr(self, name).shape for name in names):
-            for name in names:
-                getattr(self, name).copy_(state_dict.pop(prefix + name))
+    def _load_constants(self, state: dict[str, Any], prefix: str, assign: bool) -> float:
+        """Makes ours the constants that a state brings or its weight gives; how far its fingerprint is from theirs.
 
-    @torch.no_grad()
-    def _change(self, fingerprint: Tensor, weight: Tensor | None) -> float:
-        """How far a fingerprint is from ours, or from that of a new weight, whose constants are then taken over."""
-        change = siva.difference(self.fingerprint, fingerprint)
-        own = frozen(self.base)
-        if change <= siva.TOLERANCE or weight is None or own is None or weight.shape != own.weight.shape:
+        Constants without values, on the meta device, become real where the state is assigned and gives them.
+        """
+        names, empty = self.structure.constants, self._constants()[0].is_meta
+        if all(prefix + name in state for name in names):
+            if not self.save_constants:  # not expected, but better than our own
+                self._take(state, prefix, assign)
+            return 0.0
+        theirs = state.get(prefix + "fingerprint")
+        if theirs is None and empty and not self.fingerprint.is_meta:
+            theirs = self.fingerprint  # of an update that was loaded before its weight
+        change = 0.0 if theirs is None or empty else siva.difference(self.fingerprint, theirs)
+        if change <= siva.TOLERANCE and not (empty and assign):
             return change
-        prepared = self.structure.prepare(weight.to(own.weight))
-        change = siva.difference(self.structure.fingerprint(*prepared), fingerprint)
+        own, weight = frozen(self.base), state.get(prefix + "base.weight")
+        if own is None or weight is None or weight.is_meta or weight.shape != own.weight.shape:
+            return change
+        prepared = self.structure.prepare(weight if assign else weight.to(own.weight))
+        found = self.structure.fingerprint(*prepared)
+        change = 0.0 if theirs is None else siva.difference(found, theirs)
         if change <= siva.TOLERANCE:
-            for constant, value in zip(self._constants(), prepared, strict=True):
-                constant.copy_(value)
+            self._take(dict(zip(names, prepared, strict=True)), "", assign)
+            self.fingerprint = found if self.fingerprint.is_meta else self.fingerprint
         return change
+
+    def _take(self, values: dict[str, Tensor], prefix: str, assign: bool) -> None:
+        """Moves constants to the buffers, unless their shapes are others, which is told later."""
+        names = self.structure.constants
+        if any(values[prefix + name].shape != getattr(self, name).shape for name in names):
+            return
+        for name in names:
+            value = values.pop(prefix + name).detach()
+            if assign:
+                setattr(self, name, value)
+            else:
+                getattr(self, name).copy_(value)

@@ -140,6 +140,13 @@ class MergedWeight:
             self._merged = merged = Merged(buffer, memory, self._spare if weight.is_cpu else None)
         return merged
 
+    def present(
+        self, structure: Structure, scale: float, dtype: torch.dtype, weight: Tensor, parameters: Sequence[Tensor]
+    ) -> Merged | None:
+        """What `of` gives where nothing need be formed for it."""
+        constants, trained = split(structure, parameters)
+        return self._held((structure, scale, dtype), (weight, *constants), trained)
+
     def _held(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> Merged | None:
         merged = self._merged  # read once: another thread may put another one there
         if merged is None or merged.memory is None or not merged.memory.holds(key, frozen, trained):

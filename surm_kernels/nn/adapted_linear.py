@@ -150,6 +150,32 @@ class AdaptedLinear(ConstantBuffers):
         """The type of the merged weight, that of the tokens if None."""
         return self._update.merge_dtype
 
+    @property
+    def weight(self) -> Tensor:
+        """`base.weight + scale * W`, rounded once, a tensor of its own every time; it cannot be set.
+
+        Differentiable with respect to the parameters where that is recorded. There is none where base is not a plain
+        torch.nn.Linear.
+        """
+        tensors, parameters = frozen(self.base), self.structured_parameters()
+        if tensors is None:
+            raise AttributeError(f"weight of a base that is not a plain torch.nn.Linear, {type(self.base).__name__}")
+        weight, update = tensors.weight, self._update
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, *parameters))
+        if recorded or not _mode.is_ordinary(weight):
+            with without_autocast(weight):
+                wide = self.structure.wide_dense(*parameters)
+            return torch.add(weight, wide, alpha=self.scale).to(weight.dtype)
+        dtype = update.merge_dtype or weight.dtype
+        merged = self._merged.present(update.structure, update.scale, dtype, weight, parameters)
+        return self.merged_weight() if merged is None else merged.weight.to(weight.dtype, copy=True)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of base; it cannot be set."""
+        base: Any = self.base
+        return base.bias
+
     def structured_parameters(self) -> tuple[Tensor, ...]:
         """The parameters of W with its constants, in the structure's order."""
         return tuple(getattr(self, name) for name in self._names)
@@ -160,10 +186,10 @@ class AdaptedLinear(ConstantBuffers):
             initialisation = "paper"
         self.structure.initialise(self.structured_parameters(), initialisation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        _checks.require_floating("x", x)
-        base, stored = self.base, self.structured_parameters()
+        x, base, stored = input, self.base, self.structured_parameters()
+        _checks.require_strided("x", x)
         tensors = frozen(base)
         if tensors is None or tensors.weight.requires_grad or not self._is_fusable(x):
             return self._unfused(base, x, stored)
@@ -178,21 +204,26 @@ class AdaptedLinear(ConstantBuffers):
             # Not a decorator, which would import Dynamo, and Triton with it, for everybody.
             y = torch._dynamo.nonstrict_trace(traced)(self._update, rows, weight, bias, *parameters)
         else:
-            y = self._call(rows, weight, bias, parameters)
+            y = self._call(rows, weight, bias, stored, parameters)
         return y if flat else in_shape(y, *x.shape[:-1], self.out_features)
 
-    def _call(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameters: Sequence[Tensor]) -> Tensor:
+    def _call(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stored: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> Tensor:
+        """The output for tokens in rows, with the parameters as they are stored and in the type of x."""
         update, recording = self._update, torch.is_grad_enabled()
-        need_parameters = recording and any(parameter.requires_grad for parameter in parameters)
-        need_x = recording and x.requires_grad
+        # In training, what is not recorded is the first pass of a checkpoint: the parameters are about to change.
+        wanted = recording or self.training
+        need_parameters = wanted and any(parameter.requires_grad for parameter in stored)
+        need_x = wanted and x.requires_grad
         merged = None
         if merges(update, x, weight, parameters, need_x, need_parameters, self._size):
             dtype = update.merge_dtype or x.dtype
             merged = self._merged.of(update.structure, update.scale, dtype, weight, parameters)
-        if need_parameters or need_x or (recording and bias is not None and bias.requires_grad):
+        if recording and (need_parameters or need_x or (bias is not None and bias.requires_grad)):
             return Adapted.apply(update, merged, x, weight, bias, *parameters)
         with torch.no_grad(), without_autocast(x):
-            kept = self._kept_product(x, parameters) if merged is None else None
+            kept = None if need_parameters or merged is not None else self._kept_product(x, parameters)
             return update.product(merged, x, weight, bias, parameters, kept)
 
     def _unfused(self, base: nn.Module, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -47,6 +47,11 @@ class StructuredLinear(nn.Module):
         """The parameters of W, constants among them, in the structure's order."""
         return tuple(getattr(self, name) for name in self._names)
 
+    @property
+    def weight(self) -> Tensor:
+        """W, differentiable with respect to the parameters, a tensor of its own every time; it cannot be set."""
+        return self.structure.dense(*self.structured_parameters())
+
     def reset_parameters(self) -> None:
         """Draws the parameters by the structure's first initialisation and the bias as torch.nn.Linear does."""
         self.structure.initialise(self.structured_parameters())
@@ -54,13 +59,14 @@ class StructuredLinear(nn.Module):
             bound = 1 / math.sqrt(self.in_features)
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.structure.linear(x, *self.structured_parameters(), base=self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return self.structure.linear(input, *self.structured_parameters(), base=self.bias)
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
         """A torch.nn.Linear with the same map."""
-        return plain_linear(self.structure.dense(*self.structured_parameters()), self.bias)
+        return plain_linear(self.weight, self.bias)
 
     @classmethod
     @torch.no_grad()

@@ -44,7 +44,7 @@ def kernel(name: str, problem: Callable[..., Problem], reference: Operator) -> O
 def _function(name: str, backend: str) -> Operator:
     if backend == "cuda":
         return getattr(getattr(torch.ops, CUDA_NAMESPACE), name).default
-    return getattr(importlib.import_module(f"surm_kernels.triton.{gpu_rule.TRITON_OPERATORS[name]}"), name)
+    return getattr(importlib.import_module(f"..triton.{gpu_rule.TRITON_OPERATORS[name]}", __package__), name)
 
 
 @lru_cache(maxsize=4096)
@@ -67,7 +67,7 @@ def _kronecker_refusal(problem: Problem) -> str:
         return ""
     sizes = ((problem.out_blocks, problem.in_blocks), (problem.rows, problem.columns))
     factors = (torch.empty(1, *size, dtype=problem.dtype, device="meta") for size in sizes)
-    serves = importlib.import_module("surm_kernels.triton.kronecker").serves(*factors)
+    serves = importlib.import_module("..triton.kronecker", __package__).serves(*factors)
     return "" if serves else "the factors are too large for a tile"
 
 
@@ -114,7 +114,7 @@ def machine(device: int) -> Machine:
     """What serves on a device."""
     properties = torch.cuda.get_device_properties(device)
     shared_memory = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
-    triton = importlib.import_module("surm_kernels.triton")
+    triton = importlib.import_module("..triton", __package__)
     return Machine(_why_no_cuda((properties.major, properties.minor)), triton.why_not(), shared_memory)
 
 

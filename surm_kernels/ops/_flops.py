@@ -43,7 +43,7 @@ def _formed(form: Form, arguments: Sequence[Tensor], *constants: Any) -> int:
 
 def _shaped(*shape: int) -> Tensor:
     """An argument of a problem, of which the work depends on the shape alone."""
-    return torch.empty(shape, device="meta")
+    return torch.empty(shape, dtype=torch.float32, device="meta")
 
 
 def _grid_values(outputs: int, inputs: int, kind: int, rows: int, columns: int) -> Tensor:

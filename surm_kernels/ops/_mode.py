@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 #: torch.compile or strict export is reading this very code, where tensors are symbols.
@@ -19,6 +20,9 @@ transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transf
 is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda t: True)
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_is_compiled: Callable[[], bool] = torch.compiler.is_compiling  # or exported, strictly or not
+_is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
+_modes_of_dispatch: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
 def in_forward_mode() -> bool:
@@ -26,22 +30,22 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def has_values(*tensors: Tensor) -> bool:
-    """Whether a call may look at values of tensors: none is faked, and the call not compiled, traced or transformed.
+def is_hollow(t: Tensor) -> bool:
+    """Whether a tensor has a shape and a type but no values, as on the meta device and under FakeTensorMode."""
+    return t.is_meta or isinstance(t, FakeTensor)
+
+
+def has_values(t: Tensor) -> bool:
+    """Whether a call may look at the values of a tensor: it is not faked, nor the call compiled, traced or transformed.
 
     What torch.jit.trace and make_fx have not seen computed they take for a constant, and a mode of dispatch wants to
     see every operator of a call: so nothing may be kept for another call either.
     """
-    if torch.compiler.is_compiling() or transforms_active():
+    if _is_compiled() or transforms_active() or _is_jit_tracing() or _modes_of_dispatch():
         return False
-    if torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    for t in tensors:  # noqa: SIM110 - a generator would take as long as all else here
-        if type(t) not in _PLAIN or t.is_meta:
-            return False
-    return True
+    return type(t) in _PLAIN and not t.is_meta
 
 
-def is_ordinary(x: Tensor) -> bool:
-    """Whether a call on x may look at values, and computes no tangents: then it may go ways of its own."""
-    return has_values(x) and forward_ad._current_level < 0
+def is_ordinary(t: Tensor) -> bool:
+    """Whether a call may look at the values of t, and computes no tangents: then it may go ways of its own."""
+    return has_values(t) and forward_ad._current_level < 0

@@ -13,6 +13,6 @@ def in_shape(t: Tensor, *shape: int) -> Tensor:
     """
     if torch.is_grad_enabled():
         return t.view(shape)
-    if _mode.is_ordinary(t) and t.is_contiguous():
-        return (t.detach() if t._is_view() else t).resize_(shape)  # faster than to make another tensor
+    if t.is_contiguous() and not t._is_view() and _mode.is_ordinary(t):
+        return t.resize_(shape)  # faster than to make another tensor
     return torch.ops.aten._unsafe_view.default(t, shape)

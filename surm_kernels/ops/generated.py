@@ -27,7 +27,7 @@ from surm_kernels.ops._primitive import Form, Primitive
 
 def require_apart(v: Tensor, u: Tensor) -> None:
     """Refuses nodes in common where the numbers are at hand: on the CPU, not compiled, transformed or fake."""
-    if _mode.has_values(v, u) and v.device.type == "cpu":
+    if v.is_cpu and _mode.has_values(v) and _mode.has_values(u):
         _checks.require_apart(v, u)
 
 

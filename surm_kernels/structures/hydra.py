@@ -80,7 +80,7 @@ class Hydra(PrimitiveStructure):
         self._map = PoolMap(self.pool_size, self.slots, random)
         # The start of the pool or, of linear kinds, no more than its fixed end.
         drawn = [self._grid.draw(random) for _ in range(fixed if self._grid.is_linear else self.pool_size)]
-        self._drawn = Constants(torch.tensor(drawn, dtype=torch.float32))
+        self._drawn = Constants(torch.tensor(drawn, dtype=torch.float32, device="cpu"))
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"pool": (self.trainable,)}

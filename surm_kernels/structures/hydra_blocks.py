@@ -69,7 +69,7 @@ class LinearBlocks(Blocks):
 
     def _shape(self) -> Primitive:
         """The primitive of slots without values."""
-        return self.primitive(torch.empty(self.grid, self.grid, self.size, device="meta"))
+        return self.primitive(torch.empty(self.grid, self.grid, self.size, dtype=torch.float32, device="meta"))
 
 
 class ToeplitzBlocks(LinearBlocks):

@@ -35,9 +35,10 @@ class PoolMap:
 
     def __init__(self, pool: int, slots: int, random: RandomIntegers) -> None:
         rounds = -(-slots // pool)
-        permutations = torch.tensor([random.permutation(pool) for _ in range(rounds)])
+        drawn = [random.permutation(pool) for _ in range(rounds)]
+        permutations = torch.tensor(drawn, dtype=torch.int64, device="cpu")
         # Where each value is in each round: the inverse permutation, behind the rounds before.
-        inverse = permutations.argsort(1) + pool * torch.arange(rounds)[:, None]
+        inverse = permutations.argsort(1) + pool * torch.arange(rounds, device="cpu")[:, None]
         self._indices = Constants(permutations.flatten()[:slots], inverse)
 
     def slots(self, pool: Tensor) -> Tensor:
