@@ -24,11 +24,6 @@ SCALE = 0.75
 BOTH = (False, True)  # reflected or not
 
 reflected_cases = pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz-like", "reflected"])
-dtype_cases = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-
-
-def name_of(sizes: tuple[int, ...]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def times(rows: Tensor, v: Tensor, f: float) -> Tensor:
