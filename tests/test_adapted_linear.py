@@ -462,6 +462,22 @@ def test_auto_follows_the_cost_model_and_the_others_do_not(prefers: bool, monkey
     assert not asked
 
 
+def test_auto_knows_that_a_compiled_call_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def prefers_merged(*arguments: object, parameter_gradients: bool, **needs: object) -> bool:
+        asked.append(parameter_gradients)
+        return False
+
+    monkeypatch.setattr(cost_model, "prefers_merged", prefers_merged)
+    torch._dynamo.reset()
+    layer = make(Circulant(12, 12), "auto", torch.float32).eval()
+    x, _ = tokens_of(layer, 5, dtype=torch.float32)
+    with torch.no_grad():
+        oracle.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), exact_output(layer, x))
+    assert asked and all(asked)
+
+
 @pytest.mark.parametrize("dtype", oracle.SIXTEEN_BIT, ids=str)
 def test_auto_does_not_merge_a_16_bit_update_that_rounding_would_swallow(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

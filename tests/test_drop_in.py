@@ -423,6 +423,18 @@ def test_the_memory_of_a_weight_that_is_moved_away_is_given_back() -> None:
     assert large == []
 
 
+def test_a_row_or_a_column_that_is_written_through_another_view_is_seen_in_a_weight_of_this_size() -> None:
+    layer = make(Circulant(60, 60), "merged").eval()
+    x, _ = tokens_of(layer, 3)
+    view = layer.base.weight.numpy()
+    with torch.no_grad():
+        for index in range(60):
+            for part in (view[index], view[:, index]):
+                layer(x)
+                part += 1
+                oracle.assert_close(layer(x), exact_output(layer, x).detach())
+
+
 def test_the_first_pass_of_a_checkpoint_knows_that_parameters_will_change(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -22,7 +22,7 @@ from surm_kernels.structures import Structure
 
 Product = Callable[[Tensor, Tensor | None, float], Tensor]
 
-_SAMPLES = 64  # values that are looked at
+_SAMPLES = 64  # values that are looked at, at most
 
 
 class _Frozen:
@@ -36,9 +36,9 @@ class _Frozen:
         self._tensor = weakref.ref(tensor, at_end)
         self._place: object = _place(tensor)
         # On a line across: no two values of a row or of a column, so that a change of a whole one is likely to be seen.
-        count = min(_SAMPLES, *tensor.shape)
-        steps = zip(tensor.shape, tensor.stride(), strict=True)
-        self._line = (count,), (sum(size // count * stride for size, stride in steps),)
+        steps = [-(-size // _SAMPLES) for size in tensor.shape]
+        count = min((-(-size // step) for size, step in zip(tensor.shape, steps, strict=True)), default=1)
+        self._line = (count,), (sum(step * stride for step, stride in zip(steps, tensor.stride(), strict=True)),)
         self._sample = tensor.as_strided(*self._line).clone()
 
     def is_still(self, tensor: Tensor) -> bool:

@@ -231,8 +231,8 @@ class AdaptedLinear(ConstantBuffers):
         y = base(x)
         if _mode.is_ordinary(x) and type(y) is Tensor and not torch.is_autocast_enabled(x.device.type):
             tensors = (x, y, *parameters)
-            recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            if not recorded and all(t.dtype is x.dtype for t in tensors):
+            changing = (torch.is_grad_enabled() or self.training) and any(t.requires_grad for t in tensors)
+            if not changing and all(t.dtype is x.dtype for t in tensors):
                 kept = self._kept_product(x, parameters)
                 if kept is not None:
                     return kept(x, y, self.scale)
