@@ -431,7 +431,7 @@ LAYER_CASES = {
 }
 
 
-@pytest.mark.parametrize(("case", "autocast"), zip(LAYER_CASES, cycle((False, True))))
+@pytest.mark.parametrize(("case", "autocast"), [*zip(LAYER_CASES, cycle((False, True)))])
 def test_public_functions_compile_for_all_sizes_with_their_checks_inside(case: str, autocast: bool) -> None:
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

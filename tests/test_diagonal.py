@@ -14,6 +14,7 @@ from surm_kernels import _extension, functional, ops
 from surm_kernels.command.peak_memory import PeakMemory
 from surm_kernels.ops.diagonal import diagonal, diagonal_backward, diagonal_pullback
 from tests import oracle
+from tests.layouts import LAYOUTS
 from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -176,24 +177,17 @@ def test_product_transpose_and_pullback_are_adjoint_to_each_other(shape, groups,
         assert abs(product - (variable * gradient).sum()) <= allowed
 
 
-LAYOUTS = {
-    "every other token": lambda tokens, n, dtype: torch.randn(2, 2 * tokens, n).to(dtype)[:, ::2],
-    "part of a wider row": lambda tokens, n, dtype: torch.randn(2, tokens, n + 3).to(dtype)[..., 1:-2],
-    "every other entry": lambda tokens, n, dtype: torch.randn(2, tokens, 2 * n).to(dtype)[..., ::2],
-    "transposed": lambda tokens, n, dtype: torch.randn(2, n, tokens).to(dtype).mT,
-    "groups inside tokens": lambda tokens, n, dtype: torch.randn(tokens, 2, n).to(dtype).transpose(0, 1),
-    "one token for all": lambda tokens, n, dtype: torch.randn(2, 1, n).to(dtype).expand(2, tokens, n),
-    "one group for all": lambda tokens, n, dtype: torch.randn(1, tokens, n).to(dtype).expand(2, tokens, n),
+DIAGONAL_LAYOUTS = LAYOUTS | {  # a number of at most a half
     "one number for all": lambda tokens, n, dtype: (torch.rand(1, 1, 1) - 0.5).to(dtype).expand(2, tokens, n),
 }
 
 
-@cases("layout, dtype, tokens", in_turns([*LAYOUTS], DTYPES, (1, 7, 300)))
+@cases("layout, dtype, tokens", in_turns([*DIAGONAL_LAYOUTS], DTYPES, (1, 7, 300)))
 def test_strided_and_expanded_tensors_are_read_in_place(layout: str, tokens: int, dtype: torch.dtype) -> None:
     m, n, k = 20, 60, 6
-    x, g = LAYOUTS[layout](tokens, n, dtype), LAYOUTS[layout](tokens, m, dtype)
-    u, v = LAYOUTS[layout](m, k, dtype), LAYOUTS[layout](n, k, dtype)
-    s = LAYOUTS[layout](1, k, dtype)[:, 0]
+    x, g = DIAGONAL_LAYOUTS[layout](tokens, n, dtype), DIAGONAL_LAYOUTS[layout](tokens, m, dtype)
+    u, v = DIAGONAL_LAYOUTS[layout](m, k, dtype), DIAGONAL_LAYOUTS[layout](n, k, dtype)
+    s = DIAGONAL_LAYOUTS[layout](1, k, dtype)[:, 0]
     assert_matches((u, s, v), x, g)
     results = (
         diagonal(x, u, s, v, g, SCALE),

@@ -33,6 +33,7 @@ from tests.grids import (
     kind_cases,
     kinds_and_types_in_turns,
 )
+from tests.layouts import LAYOUTS
 from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -249,18 +250,6 @@ def test_product_transpose_and_pullback_are_adjoint_to_each_other(kind, blocks, 
     assert abs(form - (x * product(w, g, values, None, scale, True)).sum()) <= 1e-14 * size
     assert abs(form - (values * pullback(w, g, x, scale)).sum()) <= 1e-14 * size
     assert abs(form - scale * (g.mT @ x * grid_dense(values, kind, w.columns)).sum()) <= 1e-14 * size
-
-
-LAYOUTS = {
-    "every other token": lambda tokens, n, dtype: torch.randn(2, 2 * tokens, n).to(dtype)[:, ::2],
-    "part of a wider row": lambda tokens, n, dtype: torch.randn(2, tokens, n + 3).to(dtype)[..., 1:-2],
-    "every other entry": lambda tokens, n, dtype: torch.randn(2, tokens, 2 * n).to(dtype)[..., ::2],
-    "transposed": lambda tokens, n, dtype: torch.randn(2, n, tokens).to(dtype).mT,
-    "groups inside tokens": lambda tokens, n, dtype: torch.randn(tokens, 2, n).to(dtype).transpose(0, 1),
-    "one token for all": lambda tokens, n, dtype: torch.randn(2, 1, n).to(dtype).expand(2, tokens, n),
-    "one group for all": lambda tokens, n, dtype: torch.randn(1, tokens, n).to(dtype).expand(2, tokens, n),
-    "one number for all": lambda tokens, n, dtype: torch.randn(1, 1, 1).to(dtype).expand(2, tokens, n),
-}
 
 
 def everything(w: Grid, x: Tensor, g: Tensor, base: Tensor, values: Tensor) -> list[Tensor]:

@@ -16,6 +16,7 @@ from surm_kernels.ops.kronecker import (
     kronecker_pullback_right,
 )
 from tests import oracle
+from tests.layouts import LAYOUTS
 from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -152,18 +153,6 @@ def test_product_transpose_and_pullbacks_are_adjoint_to_each_other(shape, groups
     assert abs(product - (b * kronecker_pullback_right(g, x, a, scale)).sum()) <= allowed
     for gradient, variable in zip(kronecker_backward(g, x, a, b, scale), (x, a, b), strict=True):
         assert abs(product - (variable * gradient).sum()) <= allowed
-
-
-LAYOUTS = {
-    "every other token": lambda tokens, n, dtype: torch.randn(2, 2 * tokens, n).to(dtype)[:, ::2],
-    "part of a wider row": lambda tokens, n, dtype: torch.randn(2, tokens, n + 3).to(dtype)[..., 1:-2],
-    "every other entry": lambda tokens, n, dtype: torch.randn(2, tokens, 2 * n).to(dtype)[..., ::2],
-    "transposed": lambda tokens, n, dtype: torch.randn(2, n, tokens).to(dtype).mT,
-    "groups inside tokens": lambda tokens, n, dtype: torch.randn(tokens, 2, n).to(dtype).transpose(0, 1),
-    "one token for all": lambda tokens, n, dtype: torch.randn(2, 1, n).to(dtype).expand(2, tokens, n),
-    "one group for all": lambda tokens, n, dtype: torch.randn(1, tokens, n).to(dtype).expand(2, tokens, n),
-    "one number for all": lambda tokens, n, dtype: torch.randn(1, 1, 1).to(dtype).expand(2, tokens, n),
-}
 
 
 @cases("layout, dtype, tokens", in_turns([*LAYOUTS], DTYPES, (1, 7, 40)))

@@ -10,6 +10,7 @@ from torch import Tensor
 from surm_kernels import _extension
 from surm_kernels.ops.ldr import ldr, ldr_backward, ldr_pullback_left, ldr_pullback_right
 from tests import oracle
+from tests.layouts import LAYOUTS
 from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -24,11 +25,6 @@ SCALE = 0.75
 BOTH = (False, True)  # reflected or not
 
 reflected_cases = pytest.mark.parametrize("reflected", [False, True], ids=["toeplitz-like", "reflected"])
-dtype_cases = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-
-
-def name_of(sizes: tuple[int, ...]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def times(rows: Tensor, v: Tensor, f: float) -> Tensor:
@@ -192,18 +188,6 @@ def test_product_transpose_and_pullbacks_are_adjoint_to_each_other(
     assert abs(product - (x * ldr(g, left, right, None, inputs, scale, True, reflected)).sum()) <= bound
     assert abs(product - (left * ldr_pullback_left(g, x, right, scale, reflected)).sum()) <= bound
     assert abs(product - (right * ldr_pullback_right(g, x, left, scale, reflected)).sum()) <= bound
-
-
-LAYOUTS = {
-    "every other token": lambda tokens, n, dtype: torch.randn(2, 2 * tokens, n).to(dtype)[:, ::2],
-    "part of a wider row": lambda tokens, n, dtype: torch.randn(2, tokens, n + 3).to(dtype)[..., 1:-2],
-    "every other entry": lambda tokens, n, dtype: torch.randn(2, tokens, 2 * n).to(dtype)[..., ::2],
-    "transposed": lambda tokens, n, dtype: torch.randn(2, n, tokens).to(dtype).mT,
-    "groups inside tokens": lambda tokens, n, dtype: torch.randn(tokens, 2, n).to(dtype).transpose(0, 1),
-    "one token for all": lambda tokens, n, dtype: torch.randn(2, 1, n).to(dtype).expand(2, tokens, n),
-    "one group for all": lambda tokens, n, dtype: torch.randn(1, tokens, n).to(dtype).expand(2, tokens, n),
-    "one number for all": lambda tokens, n, dtype: torch.randn(1, 1, 1).to(dtype).expand(2, tokens, n),
-}
 
 
 def everything(x: Tensor, g: Tensor, left: Tensor, right: Tensor, base: Tensor | None, reflected: bool) -> list[Tensor]:

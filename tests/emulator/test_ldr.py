@@ -6,15 +6,16 @@ import torch
 from tests import test_ldr as parity
 from tests.emulator.stand_in import as_it_was, emulated
 from tests.test_ldr import (  # noqa: F401  tests that run here as they are
-    dtype_cases,
+    BOTH,
+    DTYPES,
     generators,
-    name_of,
     reflected_cases,
     test_outputs_are_new_contiguous_tensors_even_where_they_equal_an_input,
     test_product_transpose_and_pullbacks_are_adjoint_to_each_other,
     test_product_with_the_identity_is_the_dense_matrix,
     test_rows_near_the_ends_of_the_range_of_float32_keep_their_accuracy,
 )
+from tests.turns import cases, in_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -34,18 +35,14 @@ def kernels(emulated_ldr):
     yield from as_it_was(emulated_ldr)
 
 
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize("size", SIZES)
+@cases("size, dtype, reflected", in_turns(SIZES, DTYPES, BOTH))
 def test_product_and_gradients_match_the_index_formula(size: int, dtype: torch.dtype, reflected: bool) -> None:
     left, right = generators(2, size, dtype)
     for tokens in (0, 1, 2, 15, 16, 17, 33) if size <= 12 else (1, 5):
         parity.assert_matches(left, right, size, size, tokens, reflected)
 
 
-@reflected_cases
-@dtype_cases
-@pytest.mark.parametrize("part", PARTS, ids=name_of)
+@cases("part, dtype, reflected", in_turns(PARTS, DTYPES, BOTH))
 def test_top_left_parts_of_every_rank_match_the_index_formula_in_every_group(
     part: tuple[int, int, int, int], dtype: torch.dtype, reflected: bool
 ) -> None:
@@ -75,8 +72,7 @@ def test_sums_that_do_not_fit_shared_memory_are_as_accurate(
         parity.assert_matches(left, right, size, size, tokens, reflected)
 
 
-@reflected_cases
-@dtype_cases
+@cases("dtype, reflected", in_turns(DTYPES, BOTH))
 def test_strided_and_expanded_inputs_give_the_result_of_contiguous_ones(dtype: torch.dtype, reflected: bool) -> None:
     parity.test_strided_and_expanded_inputs_give_the_result_of_contiguous_ones(7, dtype, reflected)
 
@@ -98,7 +94,7 @@ def test_a_row_that_is_not_finite_gives_nan_in_that_row_only(bad: float, dtype: 
 
 
 @reflected_cases
-@pytest.mark.parametrize("part", [(97, 97, 60), (300, 128, 300)], ids=name_of)
+@pytest.mark.parametrize("part", [(97, 97, 60), (300, 128, 300)], ids=str)
 def test_results_are_bitwise_the_same_in_any_order_of_threads_and_blocks(
     part: tuple[int, int, int], reflected: bool, kernels
 ) -> None:

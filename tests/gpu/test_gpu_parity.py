@@ -16,11 +16,11 @@ from surm_kernels.structures import Structure
 from tests import adapted, oracle, updates
 from tests import test_grid as parity
 from tests.gpu import DEVICE, MISSING
-from tests.grids import DTYPES, Grid, cases, grid_of, grids_in_turns
+from tests.grids import DTYPES, Grid, grid_of, grids_in_turns
 from tests.test_grid import SCALE
 from tests.test_ldr import exact_results
 from tests.test_structure_gradients import WITH_TYPE, assert_gradients, exact_gradients, joined, tokens_of
-from tests.turns import in_turns
+from tests.turns import cases, in_turns
 
 if MISSING:
     pytest.skip(f"{MISSING}; benchmarks/gpu.sh runs these tests where there is a GPU", allow_module_level=True)

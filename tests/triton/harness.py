@@ -4,7 +4,6 @@ A test file lists its kernels in `AHEAD_OF_TIME`. Kernels are either interpreted
 imported, so the compiled ones live in a process of their own, `python -m tests.triton.compile_all`.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -13,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +210,24 @@ def dump(results: Mapping[str, Resources], path: Path) -> None:
     path.write_text(json.dumps({key: dataclasses.asdict(value) for key, value in results.items()}, indent=1))
 
 
-def compiled_in_a_process(*arguments: str) -> dict[str, Resources]:
-    """What `python -m tests.triton.compile_all` with these arguments finds."""
+def load(path: Path) -> dict[str, Resources]:
+    return {key: Resources(**value) for key, value in json.loads(path.read_text()).items()}
+
+
+def compile_in_processes(path: Path, *arguments: str) -> None:
+    """Writes what `python -m tests.triton.compile_all` with these arguments finds, half of the targets at a time."""
+    targets = list(TARGETS)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        files = Path(folder) / "even.json", Path(folder) / "odd.json"
+        halves = pool.map(_compile_in_a_process, files, (targets[::2], targets[1::2]), repeat(arguments))
+        dump({key: resources for half in halves for key, resources in half.items()}, path)
+
+
+def _compile_in_a_process(path: Path, targets: Sequence[str], arguments: Sequence[str]) -> dict[str, Resources]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "resources.json"
-        command = [sys.executable, "-m", "tests.triton.compile_all", "--quiet", "--json", str(path), *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        with contextlib.suppress(FileNotFoundError):
-            return {key: Resources(**value) for key, value in json.loads(path.read_text()).items()}
-    raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    wanted = [f"--target={target}" for target in targets]
+    command = [sys.executable, "-m", "tests.triton.compile_all", "--quiet", "--json", str(path), *wanted, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if not path.exists():
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return load(path)
