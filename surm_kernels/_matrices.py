@@ -17,20 +17,22 @@ from surm_kernels.ops._primitive import Primitive
 
 def circulant(c: Tensor, outputs: int | None = None, inputs: int | None = None) -> Primitive:
     """c (n,), or (M, K, b) for a grid of blocks."""
-    return _f_circulant(c, CIRCULANT, outputs, inputs)
+    if inputs is not None and outputs != inputs:
+        return toeplitz(_cut(c, 1, outputs, inputs), inputs)
+    return Primitive(grid.form, (_grid_of(c),), (CIRCULANT, c.shape[-1]))
 
 
 def skew_circulant(s: Tensor, outputs: int | None = None, inputs: int | None = None) -> Primitive:
     """s (n,), or (M, K, b) for a grid of blocks."""
-    return _f_circulant(s, SKEW_CIRCULANT, outputs, inputs)
+    if inputs is not None and outputs != inputs:
+        return toeplitz(_cut(s, -1, outputs, inputs), inputs)
+    return Primitive(grid.form, (_grid_of(s),), (SKEW_CIRCULANT, s.shape[-1]))
 
 
-def _f_circulant(v: Tensor, kind: int, outputs: int | None, inputs: int | None) -> Primitive:
-    if outputs == inputs or outputs is None or inputs is None:
-        return Primitive(grid.form, (_grid_of(v),), (kind, v.shape[-1]))
-    # The top left part is a Toeplitz matrix, which needs no padding of x.
+def _cut(v: Tensor, sign: int, outputs: int | None, inputs: int) -> Tensor:
+    """The diagonals of the top left part of an f-circulant matrix, f = sign, which needs no padding of x."""
     above = v[..., v.shape[-1] - inputs + 1 :]
-    return toeplitz(torch.cat([above if kind == CIRCULANT else -above, v[..., :outputs]], -1), inputs)
+    return torch.cat([above if sign == 1 else -above, v[..., :outputs]], -1)
 
 
 def toeplitz(t: Tensor, n: int) -> Primitive:

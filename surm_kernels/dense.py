@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surm_kernels import _checks, _matrices
 from surm_kernels._widening import wide_type, widened
+from surm_kernels.functional._product import cast
 from surm_kernels.ops._primitive import Primitive
 
 
@@ -177,4 +178,4 @@ def _matrix(make: Callable[..., Primitive], wide: bool = False, **parameters: Te
         _checks.require_same_device(first, other_name, other, of=name)
         dtype = torch.promote_types(dtype, other.dtype)
     inside = wide_type(dtype) if wide else dtype
-    return make(*[parameter.to(inside) for parameter in parameters.values()]).dense().to(dtype)
+    return cast(make(*[cast(parameter, inside) for parameter in parameters.values()]).dense(), dtype)

@@ -1,7 +1,7 @@
 """What all products share: checks of x, base and scale, promotion, autocast, and the way to operator form and back."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +18,32 @@ from surm_kernels.ops._primitive import Primitive
 Wide = Literal["nothing", "parameters", "repeated", "everything"]
 
 
+class Operator(NamedTuple):
+    """How a W of several primitives acts on tokens, for `product`; sizes are (outputs, inputs).
+
+    `apply` takes `(rows, *parameters, base, scale)` to (1, T, outputs), with rows (1, T, inputs), base like the result
+    or None, and all tensors of one type but for what `wide` names.
+    """
+
+    apply: Callable[..., Tensor]
+    parameters: tuple[Tensor, ...]
+    sizes: tuple[int, int]
+
+    def product(self, x: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        return self.apply(x, *self.parameters, base, scale)
+
+
 def product(
-    make: Callable[..., Primitive],
+    make: Callable[..., Primitive | Operator],
     x: Tensor,
     parameters: dict[str, Tensor],
     base: Tensor | None,
     scale: float,
     wide: Wide = "nothing",
 ) -> Tensor:
-    """`base + scale * x @ W.T` for the primitive W that `make` makes of the parameters.
+    """`base + scale * x @ W.T` for the W that `make` makes of the parameters.
+
+    One function, since a call of another costs a hundredth of a small product.
 
     Args:
         make: `(*parameters)` -> W, of parameters in one type.
@@ -37,38 +54,6 @@ def product(
         wide: what reaches the operator in float32 where the answer has 16 bits: everything where it would round more
             than once, the parameters alone where it takes tokens of 16 bits and rounds once.
     """
-    result, token_type, parameter_type = _types(x, parameters, base, scale, wide)
-    w = make(*[cast(parameter, parameter_type) for parameter in parameters.values()])
-    outputs, inputs = w.sizes
-    rows, start = _rows(x, parameters, base, outputs, inputs, token_type)
-    return in_shape(cast(w.product(rows, start, float(scale)), result), *x.shape[:-1], outputs)
-
-
-def composed(
-    operator: Callable[..., Tensor],
-    x: Tensor,
-    parameters: dict[str, Tensor],
-    sizes: tuple[int, int],
-    base: Tensor | None,
-    scale: float,
-    wide: Wide = "everything",
-) -> Tensor:
-    """`product` for a W of several primitives, (outputs, inputs) = `sizes`, by an operator on tokens in rows.
-
-    `operator` takes `(rows, *parameters, base, scale)` to (1, T, outputs), with rows (1, T, inputs), base like the
-    result or None, and all tensors of one type but for what `wide` names.
-    """
-    result, token_type, parameter_type = _types(x, parameters, base, scale, wide)
-    outputs, inputs = sizes
-    rows, start = _rows(x, parameters, base, outputs, inputs, token_type)
-    arguments = [cast(parameter, parameter_type) for parameter in parameters.values()]
-    return in_shape(cast(operator(rows, *arguments, start, float(scale)), result), *x.shape[:-1], outputs)
-
-
-def _types(
-    x: Tensor, parameters: dict[str, Tensor], base: Tensor | None, scale: float, wide: Wide
-) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-    """The types of the result, of tokens and of parameters, after checks of all that has not been checked."""
     _checks.require_strided("x", x)
     _checks.require_number("scale", scale)
     for name, parameter in parameters.items():
@@ -77,25 +62,38 @@ def _types(
         _checks.require_strided("base", base)
         _checks.require_same_device(x, "base", base)
     result = _checks.common_dtype(x, *parameters.values(), base)
-    if wide == "nothing":
-        return result, result, result
-    inside = wide_type(result)
-    if wide == "repeated":
-        alone = not x.requires_grad and any(parameter.requires_grad for parameter in parameters.values())
-        wide = "everything" if alone else "parameters"
-    return result, inside if wide == "everything" else result, inside
+    tokens, inside = (result, result) if wide == "nothing" else _wide_types(x, parameters, result, wide)
 
-
-def _rows(
-    x: Tensor, parameters: dict[str, Tensor], base: Tensor | None, outputs: int, inputs: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Tokens (1, T, inputs) and base (1, T, outputs) in a type, checked."""
+    w = make(*[p if p.dtype is inside else p.to(inside) for p in parameters.values()])
+    outputs, inputs = w.sizes
     _checks.require_features(x, inputs, parameters)
-    rows = cast(x.reshape(1, -1, inputs), dtype)
-    if base is None:
-        return rows, None
-    start = _checks.broadcast_base(base, (*x.shape[:-1], outputs)).reshape(1, -1, outputs)
-    return rows, cast(start, dtype)
+    leading = x.shape[:-1]
+    if base is not None:
+        base = cast(_checks.broadcast_base(base, (*leading, outputs)).reshape(1, -1, outputs), tokens)
+    y = cast(w.product(cast(x.reshape(1, -1, inputs), tokens), base, float(scale)), result)
+    return y.view(*leading, outputs) if torch.is_grad_enabled() else in_shape(y, *leading, outputs)
+
+
+def composed(
+    apply: Callable[..., Tensor],
+    x: Tensor,
+    parameters: dict[str, Tensor],
+    sizes: tuple[int, int],
+    base: Tensor | None,
+    scale: float,
+    wide: Wide = "everything",
+) -> Tensor:
+    """`product` for an operator."""
+    return product(lambda *values: Operator(apply, values, sizes), x, parameters, base, scale, wide)
+
+
+def _wide_types(
+    x: Tensor, parameters: dict[str, Tensor], result: torch.dtype, wide: Wide
+) -> tuple[torch.dtype, torch.dtype]:
+    """The types of tokens and of parameters."""
+    inside = wide_type(result)
+    alone = not x.requires_grad and any(parameter.requires_grad for parameter in parameters.values())
+    return inside if wide == "everything" or (wide == "repeated" and alone) else result, inside
 
 
 def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:

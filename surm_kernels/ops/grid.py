@@ -136,7 +136,9 @@ class _Form(MultilinearForm):
     """Argument values (1, M, K, size); constants kind and columns."""
 
     def sizes(self, w: Primitive) -> tuple[int, int]:
-        return _sizes(w.arguments[0], *w.constants)
+        kind, columns = w.constants
+        _, outputs, inputs, size = w.arguments[0].shape
+        return outputs * KINDS[kind].rows(size, columns), inputs * columns
 
     def dense(self, w: Primitive) -> Tensor:
         return grid_dense(w.arguments[0], *w.constants).squeeze(0)
