@@ -207,7 +207,9 @@ def test_one_kept_spectrum_serves_any_number_of_tokens_of_any_type(
 def test_a_spectrum_is_kept_in_the_type_of_the_arithmetic(w: Grid, dtype: torch.dtype) -> None:
     values = w.values(1, dtype)
     wide = values.to(torch.promote_types(dtype, torch.float32))
-    assert torch.equal(grid_spectrum(values, w.kind, 20, True), grid_spectrum(wide, w.kind, 20, True))
+    spectrum = grid_spectrum(values, w.kind, 20, True)
+    assert spectrum.dtype == wide.dtype
+    assert torch.equal(spectrum, grid_spectrum(wide, w.kind, 20, True))
 
 
 @kind_cases
