@@ -31,7 +31,7 @@ endef
 
 .NOTPARALLEL:
 .PHONY: help build demo test lint format bench clean distclean test-extension test-avx2 test-baseline test-reference
-.PHONY: gpu-check gpu-bench wheel test-wheel hub-kernel
+.PHONY: sanitize soak gpu-check gpu-bench wheel test-wheel hub-kernel
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,19 @@ test-reference: $(stamps)/test | build  ## every test of the operators, on the P
 
 bench: $(stamps)/demo | build  ## measure against torch.fft, dense products and PEFT
 	$(bin)/surm-kernels bench
+
+sanitize: $(stamps)/test | build  ## memory errors, undefined behaviour and races, with GCC's sanitizers
+	@echo "== operators, address and undefined-behaviour sanitizer"
+	$(bin)/python -m tests.sanitize.address --numprocesses=logical $(PYTEST_ARGS)
+	@echo "== CPU kernels on threads, thread sanitizer"
+	$(bin)/python -m tests.sanitize.harness thread
+	@echo "== baseline kernels on aarch64"
+	$(bin)/python -m tests.sanitize.harness aarch64
+	@echo "== functions and layers on threads of Python"
+	$(pytest) tests/sanitize tests/test_threads.py $(PYTEST_ARGS)
+
+soak: $(stamps)/test | build  ## memory over thousands of steps and layers
+	$(bin)/python -m tests.soak
 
 gpu-check: $(stamps)/test $(stamps)/triton36 | build  ## all that is known of GPU kernels without a GPU; takes long
 	@echo "== every Triton configuration and target, the environment's Triton"

@@ -145,7 +145,7 @@ def cuda_steps(target: Target) -> list[Step]:
 
 def link_step(target: Target, objects: tuple[str, ...]) -> Step:
     """Link the library. No run path: torch's libraries are in the process before this one is loaded."""
-    flags = ["-Wl,-z,defs", "-Wl,--exclude-libs,ALL", f"-L{target.torch / 'lib'}", "-ltorch_cpu"]
+    flags = ["-shared", "-Wl,-z,defs", "-Wl,--exclude-libs,ALL", f"-L{target.torch / 'lib'}", "-ltorch_cpu"]
     if target.cuda:
         flags += [f"-L{target.cuda.library_folder}", *CUDA_LIBRARIES]
     return Step("link", f"{BUILD_FOLDER}/{LIBRARY}", objects, target.compiler, (*flags, *target.extra_link_flags))

@@ -30,7 +30,7 @@ rule compile_cuda
   description = compile $out
 
 rule link
-  command = $tool -shared -o $out $in $flags
+  command = $tool -o $out $in $flags
   description = link $out
 """
 

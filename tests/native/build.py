@@ -51,7 +51,7 @@ def module_steps(
         for source, output in zip(sources, objects, strict=True)
     ]
     library = f"{folder}/{name}{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-    return [*steps, Step("link", library, tuple(objects), compiler, tuple(link_flags))]
+    return [*steps, Step("link", library, tuple(objects), compiler, ("-shared", *link_flags))]
 
 
 def _compiler_or_skip() -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Memory errors, undefined behaviour and races: sanitizers, another kind of machine, and threads (`make sanitize`)."""
