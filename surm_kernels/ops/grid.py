@@ -111,13 +111,17 @@ _grid_dense_adjoint = define(
     reference.grid_dense_adjoint,
     cuda=_problems.grid_dense_adjoint,
 )
-_grid_spectrum = define(
+#: The spectrum of W, of its transpose when transposed, for `grid_by_spectrum`: a vector in float32, float64 where the
+#: values are, for their device and this process only. It serves any number of tokens of any type computed in its own.
+grid_spectrum = define(
     "grid_spectrum(Tensor values, int kind, SymInt columns, bool transposed) -> Tensor",
     _grid_spectrum_fake,
     reference.grid_spectrum,
     cuda=_problems.grid_spectrum,
 )
-_grid_by_spectrum = define(
+#: `grid` without the values: `base + scale * x @ W.T` for the W of `outputs` x `inputs` blocks kept. The blocks are
+#: rows x columns; those of the transpose of M x K blocks m x n are K x M and n x m.
+grid_by_spectrum = define(
     "grid_by_spectrum(Tensor x, Tensor spectrum, Tensor? base, int kind, SymInt outputs, SymInt inputs, SymInt rows, "
     "SymInt columns, float scale) -> Tensor",
     _grid_by_spectrum_fake,
@@ -222,33 +226,6 @@ def grid_dense(values: Tensor, kind: int, columns: int) -> Tensor:
 def grid_dense_adjoint(w: Tensor, kind: int, rows: int, columns: int) -> Tensor:
     """The sums of the entries of w that one value fills, with its sign: the gradient of `<w, W>`."""
     return dense_form.partial(1, None, w, KINDS[kind].values(rows, columns), kind, columns)
-
-
-def grid_spectrum(values: Tensor, kind: int, columns: int, transposed: bool) -> Tensor:
-    """The spectrum of W, of its transpose when transposed, for `grid_by_spectrum`.
-
-    A vector in float32, float64 where the values are, for their device and this process only. It serves any number of
-    tokens of any type that is computed in its own.
-    """
-    return _grid_spectrum(values, kind, columns, transposed)
-
-
-def grid_by_spectrum(
-    x: Tensor,
-    spectrum: Tensor,
-    base: Tensor | None,
-    kind: int,
-    outputs: int,
-    inputs: int,
-    rows: int,
-    columns: int,
-    scale: float,
-) -> Tensor:
-    """`grid` without the values: `base + scale * x @ W.T` for the W of `outputs` x `inputs` blocks kept.
-
-    The blocks are rows x columns; those of the transpose of M x K blocks m x n are K x M and n x m.
-    """
-    return _grid_by_spectrum(x, spectrum, base, kind, outputs, inputs, rows, columns, scale)
 
 
 def grid_merge(weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, out: Tensor) -> None:

@@ -174,18 +174,6 @@ class Structure(ABC):
             raise ValueError(f"weight must have shape {wanted}, got {tuple(weight.shape)}")
 
 
-def require_blocks(block_size: int | None, in_features: int, out_features: int) -> None:
-    """None, or a size that divides both numbers of features."""
-    if block_size is None:
-        return
-    _checks.require_size("block_size", block_size)
-    if in_features % block_size or out_features % block_size:
-        raise ValueError(
-            f"block_size must divide in_features and out_features, "
-            f"got {block_size} for {in_features} and {out_features}"
-        )
-
-
 class TiedEntries(Structure):
     """A structure with one parameter, of which every entry of W is a value, up to its sign.
 

@@ -1,7 +1,5 @@
 """What circulant and skew-circulant share: f-circulant matrices with f = 1 or -1, whole or in blocks."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
@@ -9,11 +7,10 @@ from surm_kernels._widening import widened
 from surm_kernels.functional._product import Wide
 from surm_kernels.ops._primitive import Primitive
 from surm_kernels.ops.grid import grid_dense_adjoint
-from surm_kernels.structures.base import TiedEntries, require_blocks
-from surm_kernels.structures.primitive import PrimitiveStructure
+from surm_kernels.structures.grid import GridStructure
 
 
-class FCirculant(TiedEntries, PrimitiveStructure):
+class FCirculant(GridStructure):
     """The f-circulant matrix Z_f(v), f = 1 or -1 by the `kind` of its blocks.
 
     Without `block_size` v is (n,) with n = max(in_features, out_features), and the map is the top left part of the
@@ -21,24 +18,12 @@ class FCirculant(TiedEntries, PrimitiveStructure):
     """
 
     kind: int
-    parameter: str
-    matrix: Callable[..., Primitive]
 
-    def __init__(self, in_features: int, out_features: int, block_size: int | None = None) -> None:
-        super().__init__(in_features, out_features)
-        require_blocks(block_size, in_features, out_features)
-        self.block_size = block_size
+    def _values(self, rows: int, columns: int) -> int:
+        return max(rows, columns)
 
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        block = self.block_size
-        if block is None:
-            return {self.parameter: (max(self.in_features, self.out_features),)}
-        return {self.parameter: (self.out_features // block, self.in_features // block, block)}
-
-    def primitive(self, *parameters: Tensor) -> Primitive:
-        if self.block_size is not None:
-            return type(self).matrix(*parameters)
-        return type(self).matrix(*parameters, self.out_features, self.in_features)
+    def _matrix(self, values: Tensor, rows: int, columns: int) -> Primitive:
+        return type(self).matrix(values, rows, columns)
 
     @property
     def wide(self) -> Wide:

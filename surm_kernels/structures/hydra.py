@@ -11,7 +11,7 @@ from surm_kernels._widening import widened
 from surm_kernels.functional._product import composed, product
 from surm_kernels.ops._primitive import Primitive
 from surm_kernels.structures.base import tied_means
-from surm_kernels.structures.hydra_blocks import KINDS
+from surm_kernels.structures.hydra_blocks import KINDS, LinearBlocks
 from surm_kernels.structures.pool import Constants, PoolMap
 from surm_kernels.structures.primitive import PrimitiveStructure
 from surm_kernels.structures.random_integers import RandomIntegers
@@ -117,6 +117,7 @@ class Hydra(PrimitiveStructure):
 
     def _primitive(self, pool: Tensor, stored: torch.dtype) -> Primitive:
         """W of a linear kind."""
+        assert isinstance(self._grid, LinearBlocks)
         slots, _ = self._slots(pool, stored)
         return self._grid.primitive(slots)
 

@@ -38,17 +38,13 @@ class Blocks(ABC):
         """A random value for a fixed slot or a start."""
         return 0.02 * random.normal()
 
-    def primitive(self, slots: Tensor) -> Primitive:
-        """The primitive that W is, of linear kinds."""
-        raise NotImplementedError(f"{type(self).__name__} are more than one primitive")
-
+    @abstractmethod
     def linear(self, rows: Tensor, slots: Tensor, start: Tensor, base: Tensor | None, scale: float) -> Tensor:
         """`base + scale * rows @ W.T`; all tensors have one type."""
-        return self.primitive(slots).product(rows, base, scale)
 
+    @abstractmethod
     def dense(self, slots: Tensor, start: Tensor) -> Tensor:
         """The matrix W."""
-        return self.primitive(slots).dense()
 
     def token_work(self) -> float:
         """As of a structure."""
@@ -63,6 +59,16 @@ class LinearBlocks(Blocks):
     """Blocks whose entries are values of the pool: one grid of blocks, as surm_kernels.ops.grid has them."""
 
     is_linear = True
+
+    @abstractmethod
+    def primitive(self, slots: Tensor) -> Primitive:
+        """The primitive that W is."""
+
+    def linear(self, rows: Tensor, slots: Tensor, start: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        return self.primitive(slots).product(rows, base, scale)
+
+    def dense(self, slots: Tensor, start: Tensor) -> Tensor:
+        return self.primitive(slots).dense()
 
     def token_work(self) -> float:
         return self._shape().work.token
