@@ -1,13 +1,13 @@
 """What structures share whose map is one primitive: product, matrix, gradients and merging follow from it."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from surm_kernels._widening import wide_type, widened
-from surm_kernels.functional._product import Wide, composed, product
+from surm_kernels.functional._product import Wide, cast, composed, product
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.ops._primitive import Primitive, Product
 from surm_kernels.structures.base import Structure
@@ -44,24 +44,43 @@ class PrimitiveStructure(Structure):
         rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
         if self.wide == "everything":
             rows, cotangents = rows.to(inside), cotangents.to(inside)
-        with torch.no_grad():
-            w = self.primitive(*parameters)
-            if w is not None and _are_views(w.arguments, parameters, inside):
+        if self._reshapes and all(parameter.dtype is inside for parameter in parameters):
+            with torch.no_grad():
+                w = self._only_primitive(*parameters)
                 x_gradient, inner = w.gradients(cotangents, rows, scale, input_gradient)
-                pairs = zip(inner, parameters, strict=True)
-                return self._of(x, x_gradient), *(None if t is None else t.view(p.shape) for t, p in pairs)
-        if w is None:
-            return super().gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
-        trained = [name not in self.constants for name in self.parameter_shapes()]
-        leaves = [p.detach().requires_grad_(train) for p, train in zip(parameters, trained, strict=True)]
+            pairs = zip(inner, parameters, strict=True)
+            return self._of(x, x_gradient), *(None if t is None else t.view(p.shape) for t, p in pairs)
+        leaves = [p.detach().requires_grad_(train) for p, train in zip(parameters, self._trained, strict=True)]
         with torch.enable_grad(), without_autocast(x):
-            w = self._only_primitive(*(leaf.to(inside) for leaf in leaves))
+            recorded = self.primitive(*(cast(leaf, inside) for leaf in leaves))
+        if recorded is None:
+            return super().gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
         with torch.no_grad():
-            x_gradient, inner = w.gradients(cotangents, rows, scale, input_gradient)
-        outputs, seeds = zip(*((a, t) for a, t in zip(w.arguments, inner, strict=True) if t is not None), strict=True)
+            x_gradient, inner = recorded.gradients(cotangents, rows, scale, input_gradient)
+        seeded = zip(recorded.arguments, inner, strict=True)
+        outputs, seeds = zip(*((argument, t) for argument, t in seeded if t is not None), strict=True)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         found = iter(torch.autograd.grad(outputs, wanted, seeds, materialize_grads=True))
-        return self._of(x, x_gradient), *(next(found) if train else None for train in trained)
+        return self._of(x, x_gradient), *(next(found) if train else None for train in self._trained)
+
+    @cached_property
+    def _reshapes(self) -> bool:
+        """Whether the primitive's arguments are the parameters in other shapes, so that gradients take theirs back."""
+        parameters = self._placeholders()
+        w = self.primitive(*parameters)
+        return (
+            w is not None
+            and len(w.arguments) == len(parameters)
+            and all(
+                argument.numel() == parameter.numel() and (argument is parameter or argument._base is parameter)
+                for argument, parameter in zip(w.arguments, parameters, strict=True)
+            )
+        )
+
+    @cached_property
+    def _trained(self) -> tuple[bool, ...]:
+        """Of every parameter, whether it is no constant."""
+        return tuple(name not in self.constants for name in self.parameter_shapes())
 
     @torch.no_grad()
     def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
@@ -94,8 +113,12 @@ class PrimitiveStructure(Structure):
 
     def _shape(self) -> Primitive:
         """The primitive of parameters without values."""
+        return self._only_primitive(*self._placeholders())
+
+    def _placeholders(self) -> list[Tensor]:
+        """Parameters without values."""
         shapes = self.parameter_shapes().values()
-        return self._only_primitive(*(torch.empty(shape, dtype=torch.float32, device="meta") for shape in shapes))
+        return [torch.empty(shape, dtype=torch.float32, device="meta") for shape in shapes]
 
     def _only_primitive(self, *parameters: Tensor) -> Primitive:
         """`primitive`, where W is one."""
@@ -106,13 +129,3 @@ class PrimitiveStructure(Structure):
     def _of(self, x: Tensor, x_gradient: Tensor | None) -> Tensor | None:
         """The gradient of x in its shape and type."""
         return None if x_gradient is None else x_gradient.to(x.dtype).view(x.shape)
-
-
-def _are_views(arguments: Sequence[Tensor], parameters: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether the arguments are the parameters in other shapes, so that gradients take the shapes back."""
-    return len(arguments) == len(parameters) and all(
-        argument.dtype is dtype
-        and argument.numel() == parameter.numel()
-        and (argument is parameter or argument._base is parameter)
-        for argument, parameter in zip(arguments, parameters, strict=True)
-    )
