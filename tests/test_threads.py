@@ -124,6 +124,6 @@ def test_training_forms_one_merged_weight_in_one_memory() -> None:
     for _ in range(4):
         y = layer(x.requires_grad_())
         y.backward(g)
-        places.add(layer._merged._merged.weight.data_ptr())
+        places.add(layer._product._merged._merged.weight.data_ptr())
         layer.c.data.add_(1e-3)
     assert len(places) == 1

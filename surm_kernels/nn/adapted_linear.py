@@ -1,6 +1,6 @@
 """A frozen linear layer with a trained structured update: what parameter-efficient fine-tuning trains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,21 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from surm_kernels import _checks, siva
-from surm_kernels.functional._product import cast
-from surm_kernels.nn._adapted import Adapted, Update
-from surm_kernels.nn._base import compute_dtype, frozen, place, require_base, require_frozen
-from surm_kernels.nn._compiled import traced
+from surm_kernels.nn._adapted import Update
+from surm_kernels.nn._adapted_product import AdaptedProduct
+from surm_kernels.nn._base import frozen, place, require_base, require_frozen
 from surm_kernels.nn._constants import ConstantBuffers
-from surm_kernels.nn._kept import KeptProduct, MergedWeight, Product
-from surm_kernels.nn._strategy import RelativeSize, merges, require_strategy
+from surm_kernels.nn._strategy import require_strategy
 from surm_kernels.nn.structured_linear import plain_linear
-from surm_kernels.ops import _mode
-from surm_kernels.ops._library import without_autocast
-from surm_kernels.ops._outputs import in_shape
 from surm_kernels.structures import Siva, Structure
-
-#: Up to this many tokens a product by a spectrum that is kept is faster by more than a tenth.
-FEW_TOKENS = 16
 
 
 class AdaptedLinear(ConstantBuffers):
@@ -81,7 +73,7 @@ class AdaptedLinear(ConstantBuffers):
         self.save_constants = save_constants
         self._names = tuple(structure.parameter_shapes())
         self._update = Update(structure, float(scale), strategy, merge_dtype)
-        self._merged, self._kept, self._size = MergedWeight(), KeptProduct(), RelativeSize()
+        self._product = AdaptedProduct()
 
         device, dtype = place(base)
         for name, shape in structure.parameter_shapes().items():
@@ -157,18 +149,10 @@ class AdaptedLinear(ConstantBuffers):
         Differentiable with respect to the parameters where that is recorded. There is none where base is not a plain
         torch.nn.Linear.
         """
-        tensors, parameters = frozen(self.base), self.structured_parameters()
+        tensors = frozen(self.base)
         if tensors is None:
             raise AttributeError(f"weight of a base that is not a plain torch.nn.Linear, {type(self.base).__name__}")
-        weight, update = tensors.weight, self._update
-        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, *parameters))
-        if recorded or not _mode.is_ordinary(weight):
-            with without_autocast(weight):
-                wide = self.structure.wide_dense(*parameters)
-            return torch.add(weight, wide, alpha=self.scale).to(weight.dtype)
-        dtype = update.merge_dtype or weight.dtype
-        merged = self._merged.present(update.structure, update.scale, dtype, weight, parameters)
-        return self.merged_weight() if merged is None else merged.weight.to(weight.dtype, copy=True)
+        return self._product.weight(self._update, tensors.weight, self.structured_parameters())
 
     @property
     def bias(self) -> Tensor | None:
@@ -188,67 +172,7 @@ class AdaptedLinear(ConstantBuffers):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        x, base, stored = input, self.base, self.structured_parameters()
-        _checks.require_strided("x", x)
-        tensors = frozen(base)
-        if tensors is None or tensors.weight.requires_grad or not self._is_fusable(x):
-            return self._unfused(base, x, stored)
-        weight, bias = tensors
-        _checks.require_features(x, self.in_features, {"base.weight": weight})
-        dtype = compute_dtype(x, weight)
-        flat = x.dim() == 2  # then views would only cost their nodes in the graph
-        rows = cast(x if flat else x.reshape(-1, self.in_features), dtype)
-        bias = None if bias is None else cast(bias, dtype)
-        parameters = [cast(parameter, dtype) for parameter in stored]
-        if torch.compiler.is_compiling():
-            # Not a decorator, which would import Dynamo, and Triton with it, for everybody.
-            y = torch._dynamo.nonstrict_trace(traced)(self._update, rows, weight, bias, *parameters)
-        else:
-            y = self._call(rows, weight, bias, stored, parameters)
-        return y if flat else in_shape(y, *x.shape[:-1], self.out_features)
-
-    def _call(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, stored: Sequence[Tensor], parameters: Sequence[Tensor]
-    ) -> Tensor:
-        """The output for tokens in rows, with the parameters as they are stored and in the type of x."""
-        update, recording = self._update, torch.is_grad_enabled()
-        # In training, what is not recorded is the first pass of a checkpoint: the parameters are about to change.
-        wanted = recording or self.training
-        need_parameters = wanted and any(parameter.requires_grad for parameter in stored)
-        need_x = wanted and x.requires_grad
-        merged = None
-        if merges(update, x, weight, parameters, need_x, need_parameters, self._size):
-            dtype = update.merge_dtype or x.dtype
-            merged = self._merged.of(update.structure, update.scale, dtype, weight, parameters)
-        if recording and (need_parameters or need_x or (bias is not None and bias.requires_grad)):
-            return Adapted.apply(update, merged, x, weight, bias, *parameters)
-        with torch.no_grad(), without_autocast(x):
-            kept = None if need_parameters or merged is not None else self._kept_product(x, parameters)
-            return update.product(merged, x, weight, bias, parameters, kept)
-
-    def _unfused(self, base: nn.Module, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """The base called as it is and the update by itself, for any base, recording and transformation."""
-        y = base(x)
-        if _mode.is_ordinary(x) and type(y) is Tensor and not torch.is_autocast_enabled(x.device.type):
-            tensors = (x, y, *parameters)
-            changing = (torch.is_grad_enabled() or self.training) and any(t.requires_grad for t in tensors)
-            if not changing and all(t.dtype is x.dtype for t in tensors):
-                kept = self._kept_product(x, parameters)
-                if kept is not None:
-                    return kept(x, y, self.scale)
-        return self.structure.linear(x, *parameters, base=y, scale=self.scale)
-
-    def _kept_product(self, x: Tensor, parameters: Sequence[Tensor]) -> Product | None:
-        """The update's product with what it needs of its parameters computed once, where that is worth it."""
-        if not x.is_cpu or x.numel() > FEW_TOKENS * self.in_features:
-            return None
-        return self._kept.of(self.structure, parameters)
-
-    def _is_fusable(self, x: Tensor) -> bool:
-        """Whether this call may be one function of base and update; else each is called by itself, under autograd."""
-        if torch.compiler.is_compiling():
-            return not (torch.compiler.is_exporting() or self.structure.holds_tensors or _mode.transforms_active())
-        return _mode.is_ordinary(x)
+        return self._product(self._update, self.base, input, self.structured_parameters(), self.training)
 
     @torch.no_grad()
     def chosen(self, tokens: int, dtype: torch.dtype | None = None, gradients: bool = True) -> str:
@@ -259,14 +183,7 @@ class AdaptedLinear(ConstantBuffers):
             dtype: of the tokens, by default that of the weight.
             gradients: whether those of x and of the parameters are wanted.
         """
-        tensors = frozen(self.base)
-        if tensors is None:
-            return "direct"
-        weight = tensors.weight
-        x = torch.empty(tokens, 0, dtype=dtype or weight.dtype, device=weight.device)
-        parameters = [cast(parameter, x.dtype) for parameter in self.structured_parameters()]
-        merged = merges(self._update, x, weight, parameters, gradients, gradients, self._size)
-        return "merged" if merged else "direct"
+        return self._product.chosen(self._update, self.base, self.structured_parameters(), tokens, dtype, gradients)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -281,9 +198,7 @@ class AdaptedLinear(ConstantBuffers):
 
     def refresh(self) -> None:
         """Gives back the memory of the merged weight and of spectra; the next call that wants them forms them again."""
-        self._merged.clear()
-        self._kept.clear()
-        self._size.clear()
+        self._product.clear()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         self.refresh()  # what is kept belongs to the old device or type

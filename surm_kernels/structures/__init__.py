@@ -14,6 +14,7 @@ from surm_kernels.structures.low_rank import LowRank
 from surm_kernels.structures.monarch import Monarch
 from surm_kernels.structures.siva import Siva
 from surm_kernels.structures.skew_circulant import SkewCirculant
+from surm_kernels.structures.sum import Sum
 from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
 from surm_kernels.structures.toeplitz import Toeplitz
 from surm_kernels.structures.toeplitz_like import ToeplitzLike
@@ -36,6 +37,7 @@ __all__ = [
     "Siva",
     "SkewCirculant",
     "Structure",
+    "Sum",
     "SymmetricToeplitz",
     "Toeplitz",
     "ToeplitzLike",

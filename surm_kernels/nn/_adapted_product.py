@@ -1,0 +1,154 @@
+"""What an adapted layer computes, whoever owns its parameters: a layer of ours, or of PEFT with several adapters."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from surm_kernels import _checks
+from surm_kernels.functional._product import cast
+from surm_kernels.nn._adapted import Adapted, Update
+from surm_kernels.nn._base import compute_dtype, frozen
+from surm_kernels.nn._compiled import traced
+from surm_kernels.nn._kept import KeptProduct, MergedWeight, Product
+from surm_kernels.nn._strategy import RelativeSize, merges
+from surm_kernels.ops import _mode
+from surm_kernels.ops._library import without_autocast
+from surm_kernels.ops._outputs import in_shape
+from surm_kernels.structures import Structure
+
+#: Up to this many tokens a product by a spectrum that is kept is faster by more than a tenth.
+FEW_TOKENS = 16
+
+
+class AdaptedProduct:
+    """`base(x) + scale * x @ W.T` for a frozen base and an update of it, and what is kept of it between calls.
+
+    An update may be another one in every call; what was kept of the one before then goes.
+    """
+
+    def __init__(self) -> None:
+        self._merged, self._kept, self._size = MergedWeight(), KeptProduct(), RelativeSize()
+
+    def __call__(self, update: Update, base: nn.Module, x: Tensor, stored: Sequence[Tensor], training: bool) -> Tensor:
+        """(..., in_features) to (..., out_features).
+
+        Args:
+            update: structure, scale and strategy.
+            base: the frozen layer.
+            x: tokens.
+            stored: the parameters of W with its constants, in the structure's order, in the types they are kept in.
+            training: whether the layer is in training mode.
+        """
+        _checks.require_strided("x", x)
+        tensors = frozen(base)
+        if tensors is None or tensors.weight.requires_grad or not _is_fusable(x, update.structure):
+            return self._unfused(update, base, x, stored, training)
+        weight, bias = tensors
+        _checks.require_features(x, update.structure.in_features, {"base.weight": weight})
+        dtype = compute_dtype(x, weight)
+        flat = x.dim() == 2  # then views would only cost their nodes in the graph
+        rows = cast(x if flat else x.reshape(-1, update.structure.in_features), dtype)
+        bias = None if bias is None else cast(bias, dtype)
+        parameters = [cast(parameter, dtype) for parameter in stored]
+        if torch.compiler.is_compiling():
+            # Not a decorator, which would import Dynamo, and Triton with it, for everybody.
+            y = torch._dynamo.nonstrict_trace(traced)(update, rows, weight, bias, *parameters)
+        else:
+            y = self._call(update, rows, weight, bias, stored, parameters, training)
+        return y if flat else in_shape(y, *x.shape[:-1], update.structure.out_features)
+
+    def _call(
+        self,
+        update: Update,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stored: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        training: bool,
+    ) -> Tensor:
+        """The output for tokens in rows, with the parameters as they are stored and in the type of x."""
+        recording = torch.is_grad_enabled()
+        # In training, what is not recorded is the first pass of a checkpoint: the parameters are about to change.
+        wanted = recording or training
+        need_parameters = wanted and any(parameter.requires_grad for parameter in stored)
+        need_x = wanted and x.requires_grad
+        merged = None
+        if merges(update, x, weight, parameters, need_x, need_parameters, self._size):
+            dtype = update.merge_dtype or x.dtype
+            merged = self._merged.of(update.structure, update.scale, dtype, weight, parameters)
+        if recording and (need_parameters or need_x or (bias is not None and bias.requires_grad)):
+            return Adapted.apply(update, merged, x, weight, bias, *parameters)
+        with torch.no_grad(), without_autocast(x):
+            kept = None if need_parameters or merged is not None else self._kept_product(update, x, parameters)
+            return update.product(merged, x, weight, bias, parameters, kept)
+
+    def _unfused(
+        self, update: Update, base: nn.Module, x: Tensor, parameters: Sequence[Tensor], training: bool
+    ) -> Tensor:
+        """The base called as it is and the update by itself, for any base, recording and transformation."""
+        y = base(x)
+        ordinary_types = not torch.is_autocast_enabled(x.device.type)
+        if ordinary_types:
+            parameters = [cast(parameter, x.dtype) for parameter in parameters]
+        if ordinary_types and _mode.is_ordinary(x) and type(y) is Tensor:
+            tensors = (x, y, *parameters)
+            changing = (torch.is_grad_enabled() or training) and any(t.requires_grad for t in tensors)
+            if not changing and all(t.dtype is x.dtype for t in tensors):
+                kept = self._kept_product(update, x, parameters)
+                if kept is not None:
+                    return kept(x, y, update.scale)
+        return update.structure.linear(x, *parameters, base=y, scale=update.scale)
+
+    def _kept_product(self, update: Update, x: Tensor, parameters: Sequence[Tensor]) -> Product | None:
+        """The update's product with what it needs of its parameters computed once, where that is worth it."""
+        if not x.is_cpu or x.numel() > FEW_TOKENS * update.structure.in_features:
+            return None
+        return self._kept.of(update.structure, parameters)
+
+    def weight(self, update: Update, weight: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """`weight + scale * W`, rounded once, a tensor of its own; recorded where the parameters are."""
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, *parameters))
+        if recorded or not _mode.is_ordinary(weight):
+            with without_autocast(weight):
+                wide = update.structure.wide_dense(*parameters)
+            return torch.add(weight, wide, alpha=update.scale).to(weight.dtype)
+        dtype = update.merge_dtype or weight.dtype
+        merged = self._merged.present(update.structure, update.scale, dtype, weight, parameters)
+        if merged is not None:
+            return merged.weight.to(weight.dtype, copy=True)
+        return update.structure.merge(weight, *parameters, scale=update.scale)
+
+    @torch.no_grad()
+    def chosen(
+        self,
+        update: Update,
+        base: nn.Module,
+        stored: Sequence[Tensor],
+        tokens: int,
+        dtype: torch.dtype | None = None,
+        gradients: bool = True,
+    ) -> str:
+        """The strategy, "direct" or "merged", of a call with so many tokens, by default in the type of the weight."""
+        tensors = frozen(base)
+        if tensors is None:
+            return "direct"
+        weight = tensors.weight
+        x = torch.empty(tokens, 0, dtype=dtype or weight.dtype, device=weight.device)
+        parameters = [cast(parameter, x.dtype) for parameter in stored]
+        merged = merges(update, x, weight, parameters, gradients, gradients, self._size)
+        return "merged" if merged else "direct"
+
+    def clear(self) -> None:
+        """Gives the memory back; the next call that wants it takes it again."""
+        self._merged.clear()
+        self._kept.clear()
+        self._size.clear()
+
+
+def _is_fusable(x: Tensor, structure: Structure) -> bool:
+    """Whether this call may be one function of base and update; else each is called by itself, under autograd."""
+    if torch.compiler.is_compiling():
+        return not (torch.compiler.is_exporting() or structure.holds_tensors or _mode.transforms_active())
+    return _mode.is_ordinary(x)
