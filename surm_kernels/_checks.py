@@ -218,10 +218,15 @@ def common_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
     for other in others:
         if other is not None and other.dtype is not dtype:
             dtype = torch.promote_types(dtype, other.dtype)
-    device = "cpu" if x.is_cpu else x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
+    if autocasts(x) and dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
     return dtype
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast has a say in products of tensors like x; torch knows none on the meta device."""
+    device = "cpu" if x.is_cpu else x.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:

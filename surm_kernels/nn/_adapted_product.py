@@ -89,10 +89,10 @@ class AdaptedProduct:
     ) -> Tensor:
         """The base called as it is and the update by itself, for any base, recording and transformation."""
         y = base(x)
-        ordinary_types = not torch.is_autocast_enabled(x.device.type)
-        if ordinary_types:
+        plain = not _checks.autocasts(x)
+        if plain:
             parameters = [cast(parameter, x.dtype) for parameter in parameters]
-        if ordinary_types and _mode.is_ordinary(x) and type(y) is Tensor:
+        if plain and _mode.is_ordinary(x) and type(y) is Tensor:
             tensors = (x, y, *parameters)
             changing = (torch.is_grad_enabled() or training) and any(t.requires_grad for t in tensors)
             if not changing and all(t.dtype is x.dtype for t in tensors):

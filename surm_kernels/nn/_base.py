@@ -64,6 +64,6 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """The type the base computes in."""
     _checks.require_same_device(x, "base.weight", weight)
     dtype = _checks.common_dtype(x, weight)
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not _checks.autocasts(x):
         raise ValueError(f"x must be {weight.dtype} like base.weight, got {x.dtype}")
     return dtype
