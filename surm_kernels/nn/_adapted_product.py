@@ -43,7 +43,7 @@ class AdaptedProduct:
         _checks.require_strided("x", x)
         tensors = frozen(base)
         if tensors is None or tensors.weight.requires_grad or not _is_fusable(x, update.structure):
-            return self._unfused(update, base, x, stored, training)
+            return self.added(update, base(x), x, stored, training)
         weight, bias = tensors
         _checks.require_features(x, update.structure.in_features, {"base.weight": weight})
         dtype = compute_dtype(x, weight)
@@ -84,11 +84,8 @@ class AdaptedProduct:
             kept = None if need_parameters or merged is not None else self._kept_product(update, x, parameters)
             return update.product(merged, x, weight, bias, parameters, kept)
 
-    def _unfused(
-        self, update: Update, base: nn.Module, x: Tensor, parameters: Sequence[Tensor], training: bool
-    ) -> Tensor:
-        """The base called as it is and the update by itself, for any base, recording and transformation."""
-        y = base(x)
+    def added(self, update: Update, y: Tensor, x: Tensor, parameters: Sequence[Tensor], training: bool) -> Tensor:
+        """`y + scale * x @ W.T` for an output y of any base, any recording and transformation."""
         plain = not _checks.autocasts(x)
         if plain:
             parameters = [cast(parameter, x.dtype) for parameter in parameters]

@@ -1,0 +1,361 @@
+"""An adapted layer of PEFT: a frozen layer and the updates of any number of adapters, of which some are active."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from surm_kernels.nn._adapted import Update
+from surm_kernels.nn._adapted_product import AdaptedProduct
+from surm_kernels.peft import _merging, _mixed
+from surm_kernels.peft._base_layers import place_of, sizes_of
+from surm_kernels.structures import Structure, Sum
+
+
+class Trained(nn.Module):
+    """One trained tensor of one adapter, called `weight`: PEFT's offloading is right only for such names."""
+
+    #: What it started from, of an adapter that was made to be loaded and still waits for its tensors.
+    start: Tensor | None = None
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(value)
+
+    def waits(self) -> bool:
+        """Whether it was made to be loaded, and neither loaded nor trained since."""
+        if self.start is None:
+            return False
+        return self.weight.is_meta or torch.equal(self.weight.detach().to(self.start), self.start)
+
+
+class Fixed(nn.Module):
+    """What an adapter has beside its trained tensors: sizes of its layer and, of SiVA, constants and their fingerprint.
+
+    Sizes and fingerprint are saved, so that a file of another model is known before it is loaded.
+    """
+
+    sizes: Tensor
+    fingerprint: Tensor
+
+    def __init__(self, structure: Structure, constants: dict[str, Tensor], device: Any, save: bool) -> None:
+        super().__init__()
+        sizes = [structure.out_features, structure.in_features]
+        self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.int64, device=device))
+        for name, constant in constants.items():
+            self.register_buffer(name, constant, persistent=save)
+        if constants:
+            fingerprint = structure.fingerprint(*(constants[name] for name in structure.constants))
+            self.register_buffer("fingerprint", fingerprint)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        exact = self._buffers.get("fingerprint")
+        super()._apply(fn, recurse)
+        if exact is not None and not exact.is_meta:  # moved, but not rounded
+            self.fingerprint = exact.to(self.fingerprint.device)
+        return self
+
+
+class Current(list):
+    """Where the tensors of some adapters are, in their structure's order, and the update that they make."""
+
+    def __init__(self, update: Update, places: Sequence[tuple[nn.Module, str]]) -> None:
+        super().__init__(places)
+        self.update = update
+
+    def tensors(self) -> list[Tensor]:
+        """Those of now."""
+        return [getattr(owner, name) for owner, name in self]
+
+
+class StructuredLinear(nn.Module, BaseTunerLayer):
+    """`base_layer(x) + sum over active adapters of alpha * x @ W.T`, by one product for all of them.
+
+    The base is called as it is where it is more than a plain torch.nn.Linear. A trained tensor `c` of adapter `a` is
+    `layer.surm_c["a"].weight`.
+    """
+
+    #: Of the attributes with parameters.
+    prefix = ""
+    #: The base's weight as it was, while adapters are merged into it.
+    unmerged: Tensor | None
+
+    # PEFT's own, for the type checker.
+    get_base_layer: Callable[[], Any]
+    active_adapters: list[str]
+    merged: bool
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
+        super().__init__()
+        sizes = sizes_of(base_layer)
+        assert sizes is not None
+        self.in_features, self.out_features = sizes
+        self.base_layer = base_layer
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.cast_input_dtype_enabled = True  # which PEFT reads of every layer
+        self.structures: dict[str, Structure] = {}
+        self.alphas: dict[str, float] = {}
+        self.strategies: dict[str, str] = {}
+        self.adapter_layer_names: tuple[str, ...] = ()
+        self.other_param_names = ("structures", "alphas", "strategies", self.fixed_name)
+        setattr(self, self.fixed_name, nn.ModuleDict())
+        self._product = AdaptedProduct()
+        self._currents: dict[tuple[str, ...], Current | None] = {}
+        self._flags: dict[tuple[str, str], bool] | None = None
+        self.register_buffer("unmerged", None, persistent=False)
+
+    @property
+    def fixed_name(self) -> str:
+        """Of the attribute with what is not trained."""
+        return f"{self.prefix}fixed"
+
+    # Adapters
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        structure: Structure,
+        constants: dict[str, Tensor],
+        *,
+        alpha: float,
+        strategy: str,
+        start: str | None,
+        save_constants: bool,
+        inference_mode: bool,
+        awaits_tensors: bool,
+    ) -> None:
+        """Adds an adapter, or one in place of another with its name.
+
+        Args:
+            adapter_name: of the adapter.
+            structure: of its update.
+            constants: what the structure does not train.
+            alpha: factor of the update.
+            strategy: see `surm_kernels.nn.AdaptedLinear`.
+            start: the structure's initialisation; None for N(0, 0.02^2) in every factor.
+            save_constants: whether the constants are saved.
+            inference_mode: whether the adapter is frozen.
+            awaits_tensors: whether the adapter is made to be loaded.
+        """
+        device, dtype = place_of(self.get_base_layer())
+        fixed = Fixed(structure, constants, device, save_constants)
+        getattr(self, self.fixed_name)[adapter_name] = fixed
+        self.structures[adapter_name], self.alphas[adapter_name] = structure, alpha
+        self.strategies[adapter_name] = strategy
+        parameters, holders = [], []
+        for name, shape in structure.parameter_shapes().items():
+            if name in constants:
+                parameters.append(constants[name])
+                continue
+            container = self.prefix + name
+            if container not in self.adapter_layer_names:
+                self.adapter_layer_names += (container,)
+                setattr(self, container, nn.ModuleDict())
+            holder = Trained(torch.empty(shape, device=device, dtype=dtype))
+            getattr(self, container)[adapter_name] = holder
+            parameters.append(holder.weight)
+            holders.append(holder)
+        _initialise(structure, parameters, start)
+        if awaits_tensors:
+            for holder in holders:
+                holder.start = holder.weight.detach().clone()
+        self._currents.clear()
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def current(self, adapter_names: Sequence[str]) -> Current | None:
+        """The update of some adapters together; None where this layer has none of them."""
+        names = tuple(adapter_names)
+        if names not in self._currents:
+            self._currents[names] = self._find(names)
+        return self._currents[names]
+
+    def _find(self, adapter_names: Sequence[str]) -> Current | None:
+        names = [name for name in adapter_names if name in self.structures]
+        if not names:
+            return None
+        places = [place for name in names for place in self._places(name)]
+        structures, alphas = [self.structures[n] for n in names], [self.alphas[n] for n in names]
+        strategies = {self.strategies[name] for name in names}
+        strategy = strategies.pop() if len(strategies) == 1 else "auto"
+        if len(names) == 1:
+            return Current(Update(structures[0], alphas[0], strategy, None), places)
+        return Current(Update(Sum(structures, alphas), 1.0, strategy, None), places)
+
+    def _places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+        """Of the tensors of an adapter: the module that has it and its name there."""
+        structure = self.structures[adapter_name]
+        for name in structure.parameter_shapes():
+            if name in structure.constants:
+                yield getattr(self, self.fixed_name)[adapter_name], name
+            else:
+                yield getattr(self, self.prefix + name)[adapter_name], "weight"
+
+    def trained(self, adapter_name: str) -> list[Trained]:
+        """The modules with an adapter's trained tensors."""
+        containers = [getattr(self, name) for name in self.adapter_layer_names]
+        return [modules[adapter_name] for modules in containers if adapter_name in modules]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self._currents.clear()
+        super().delete_adapter(adapter_name)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        self._flags = None
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Adapters off, or on again with those trainable that were so before."""
+        trained = {
+            (container, adapter): module.weight
+            for container in self.adapter_layer_names
+            for adapter, module in getattr(self, container).items()
+        }
+        if not enabled:
+            if self._flags is None:
+                self._flags = {key: weight.requires_grad for key, weight in trained.items()}
+            super().enable_adapters(False)
+            return
+        self._disable_adapters = False
+        for key, weight in trained.items():
+            if self._flags is not None:
+                weight.requires_grad_(self._flags.get(key, weight.requires_grad))
+        self._flags = None
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Moves and does not round: numbers that were loaded in float32 keep their type."""
+        target = place_of(self.get_base_layer())[0] if device is None else device
+        for container in (*self.adapter_layer_names, self.fixed_name):
+            modules = getattr(self, container)
+            if target is not None and adapter_name in modules:
+                module = modules[adapter_name]
+                if not any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+                    module.to(target)
+
+    # What it computes
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        """(..., in_features) to (..., out_features); `adapter_names` has one for every row of a mixed batch."""
+        if self._disable_adapters or self.merged_adapters:
+            if self._disable_adapters and self.merged_adapters:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return _mixed.forward(self, x, adapter_names, *args, **kwargs)
+        current = self.current(self.active_adapters)
+        if current is None:
+            return self.base_layer(x, *args, **kwargs)
+        if args or kwargs:
+            return self.added(current, self.base_layer(x, *args, **kwargs), x)
+        return self._product(current.update, self.base_layer, x, current.tensors(), self.training)
+
+    def added(self, current: Current, y: Tensor, x: Tensor) -> Tensor:
+        """y, an output of the base for x, with an update added to it."""
+        return self._product.added(current.update, y, x, current.tensors(), self.training)
+
+    def refresh(self) -> None:
+        """Gives back what is kept between calls; a weight that was changed in place through numpy asks for it."""
+        self._product.clear()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        self.refresh()
+        return super()._apply(fn, recurse)
+
+    # Merging
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """The update of an adapter as a matrix in the layout of the base's weight, in float32 at least."""
+        current = self.current([adapter_name])
+        if current is None:
+            raise ValueError(
+                f"adapter_name must be one of {', '.join(self.structures) or 'none'}, got {adapter_name!r}"
+            )
+        return _merging.delta(self.get_base_layer(), current.update, current.tensors())
+
+    def merged_weight(self, adapter_names: Sequence[str]) -> tuple[Tensor, float | None] | None:
+        """The base's weight with adapters added, beside what is merged already, and the share that rounding removed.
+
+        None where there is nothing to merge. The weight is a new tensor; see `_merging.merged`.
+        """
+        current = self.current([*self.merged_adapters, *(n for n in adapter_names if n not in self.merged_adapters)])
+        if current is None:
+            return None
+        base = self.get_base_layer()
+        weight = base.weight.data if self.unmerged is None else self.unmerged
+        return _merging.merged(base, weight, current.update, current.tensors())
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Adds adapters to the base's weight, by default the active ones; the weight as it was is kept.
+
+        Args:
+            safe_merge: whether a sum that is not finite is refused.
+            adapter_names: those to add.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.structures]
+        if not names:
+            return
+        _merging.require_mergeable(self)
+        found = self.merged_weight(names)
+        assert found is not None
+        weight, self.rounded_away = found
+        if safe_merge:
+            _merging.require_finite(weight, names)
+        base = self.get_base_layer()
+        if self.unmerged is None:
+            self.unmerged = base.weight.data
+        base.weight.data = weight
+        self.merged_adapters.extend(names)
+
+    #: Share of the update that the rounding of the last merge removed; None in 32 bits and more.
+    rounded_away: float | None = None
+
+    def unmerge(self) -> None:
+        """Puts the weight back as it was before merging, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self.get_base_layer().weight.data = self.unmerged
+        self.unmerged = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return self.prefix.removesuffix("_") + "." + super().__repr__()
+
+
+class SurmLinear(StructuredLinear):
+    """A layer adapted by SURM."""
+
+    prefix = "surm_"
+
+
+class HydraLinear(StructuredLinear):
+    """A layer adapted by HyDRA."""
+
+    prefix = "hydra_"
+
+
+class SivaLinear(StructuredLinear):
+    """A layer adapted by SiVA."""
+
+    prefix = "siva_"
+
+
+@torch.no_grad()
+def _initialise(structure: Structure, parameters: list[Tensor], start: str | None) -> None:
+    """Starts the trained parameters, unless they have no values yet."""
+    if any(parameter.is_meta for parameter in parameters):
+        return
+    if start is not None:
+        structure.initialise(parameters, start)
+        return
+    for name, parameter in zip(structure.parameter_shapes(), parameters, strict=True):
+        if name not in structure.constants:
+            parameter.normal_(0, 0.02)
