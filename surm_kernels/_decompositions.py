@@ -21,15 +21,15 @@ from weakref import WeakValueDictionary
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from surm_kernels import _cache, _checks, siva
 from surm_kernels.ops import _mode
 from surm_kernels.siva import Decomposition
 
-#: m n min(m, n) from which on a decomposition takes longer than a file is worth.
-LEAST_WORK = 128**3
+#: m n min(m, n) from which on a file is worth its place: less is decomposed in some ten milliseconds.
+LEAST_WORK = 256**3
 
 #: Seconds after which a bar is shown.
 DELAY = 1.0
@@ -41,6 +41,7 @@ _lock = threading.Lock()  # threads that want one weight decompose it once
 _left: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 _right: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 _counts: dict[tuple, int] = {}
+_warned: set[Path] = set()
 _progress: ContextVar[tqdm | None] = ContextVar("progress", default=None)
 
 
@@ -79,10 +80,12 @@ def bases_of(
     _checks.require_matrix("weight", weight, "(m, n)")
     if _mode.is_hollow(weight):
         return siva.bases(weight, perc=perc, k=k, basis=basis, rule=rule, precision=precision, seed=seed)
+    if type(weight) not in (Tensor, nn.Parameter):
+        raise TypeError(f"weight must be a tensor that holds its own values, got {type(weight).__name__}")
     with _lock:
         known = _Weight(weight, precision)
         k = known.count(perc, rule) if k is None else k
-        key = (known.hash, weight.device, basis, k, seed)
+        key = (known.hash, weight.device, basis, k, seed if basis == "random" else None)
         U, V = _left.get(key), _right.get(key)
         if U is None or V is None:
             source = weight if basis == "random" else known.decomposition
@@ -159,14 +162,10 @@ def _write(found: Decomposition, file: Path) -> None:
             with _cache.replacing(file) as unfinished:
                 save_file(tensors, unfinished, {"hash": _hash("", *tensors.values())})
     except (OSError, SafetensorError) as error:
-        _warn(
-            f"surm_kernels cannot keep SiVA's decompositions in {file.parent}, they are made anew every time: {error}"
-        )
-
-
-@functools.cache
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
+        if file.parent not in _warned:
+            _warned.add(file.parent)
+            text = f"surm_kernels cannot keep SiVA's decompositions in {file.parent} and makes them anew: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _hash(words: str, *tensors: Tensor) -> str:

@@ -1,5 +1,7 @@
 """SiVA's bases of a model's weights: what is shared, what files keep, and that it is always what siva.bases gives."""
 
+import errno
+import functools
 import gc
 import json
 import os
@@ -26,7 +28,7 @@ import sys, torch
 from surm_kernels import _decompositions, siva
 decompose, made = siva.decompose, []
 siva.decompose = lambda *arguments, **options: made.append(1) or decompose(*arguments, **options)
-weight = torch.randn(130, 140, generator=torch.Generator().manual_seed(4))
+weight = torch.randn(260, 270, generator=torch.Generator().manual_seed(4))
 U, V = _decompositions.bases_of(weight, k=7)
 print(len(made), siva.fingerprint(U, V).tolist())
 """
@@ -38,7 +40,7 @@ def folder(monkeypatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("SURM_KERNELS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(_decompositions, "LEAST_WORK", SIZE**3)
     _decompositions._counts.clear()
-    _decompositions._warn.cache_clear()
+    _decompositions._warned.clear()
     return tmp_path / "cache" / "decompositions"
 
 
@@ -68,10 +70,10 @@ def assert_same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> N
 
 
 def elsewhere() -> subprocess.Popen:
-    root = Path(__file__).parent.parent
-    return subprocess.Popen(
-        [sys.executable, "-c", ELSEWHERE], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command, root = [sys.executable, "-c", ELSEWHERE], Path(__file__).parent.parent
+    variables = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=root, env=variables, stdout=pipe, stderr=pipe, text=True)
 
 
 def said_by(process: subprocess.Popen) -> tuple[int, list[float]]:
@@ -153,6 +155,14 @@ def test_what_is_no_matrix_of_numbers_is_refused(weight) -> None:
         bases_of(weight)
 
 
+def test_a_tensor_without_values_of_its_own_is_refused() -> None:
+    class Wrapped(Tensor):
+        pass
+
+    with pytest.raises(TypeError, match="weight must be a tensor that holds its own values, got Wrapped"):
+        bases_of(weight_of().as_subclass(Wrapped))
+
+
 def test_a_weight_that_is_not_finite_is_refused_and_leaves_no_file(folder: Path) -> None:
     weight = weight_of()
     weight[3, 4] = torch.inf
@@ -186,7 +196,7 @@ def test_equal_weights_have_the_same_tensors_as_long_as_somebody_holds_them(size
     weight = weight_of(size)
     held = bases_of(weight)
     again = bases_of(weight.clone())
-    counted = bases_of(weight, k=held[0].shape[1])
+    counted = bases_of(weight, k=held[0].shape[1], seed=1)  # of the random basis alone
     assert all(t is other is third for t, other, third in zip(held, again, counted, strict=True))
     assert len(made) == 1
     del held, again, counted
@@ -221,8 +231,14 @@ def test_what_differs_is_not_shared(made: list[str]) -> None:
     assert len(made) == 6
 
 
-def test_threads_that_want_one_weight_decompose_it_once(made: list[str]) -> None:
-    weight, start, found = weight_of(), threading.Barrier(4), []
+def slowly(*arguments, decompose=siva.decompose, **options) -> siva.Decomposition:
+    time.sleep(0.15)
+    return decompose(*arguments, **options)
+
+
+def test_threads_that_want_one_weight_decompose_it_once(monkeypatch, made: list[str]) -> None:
+    monkeypatch.setattr(siva, "decompose", functools.partial(slowly, decompose=siva.decompose))
+    weight, start, found = weight_of(12, 12), threading.Barrier(4), []
 
     def run() -> None:
         start.wait()
@@ -257,7 +273,7 @@ def test_two_processes_at_once_and_one_later_have_the_same_bases(folder: Path, m
     (count, fingerprint), other = map(said_by, first)
     assert 1 in (count, other[0])
     assert other[1] == fingerprint
-    U, V = bases_of(weight_of(130, 140, seed=4), k=7)
+    U, V = bases_of(weight_of(260, 270, seed=4), k=7)
     assert made == []
     assert siva.fingerprint(U, V).tolist() == fingerprint
     assert len(list(folder.iterdir())) == 1
@@ -360,14 +376,27 @@ def test_a_bound_that_is_none_is_refused(value: str, monkeypatch) -> None:
         bases_of(weight_of())
 
 
-def test_a_folder_that_cannot_be_written_is_done_without_after_one_warning(folder: Path, made: list[str]) -> None:
+def block(folder: Path, monkeypatch) -> None:
     folder.parent.write_text("a file in its place")
+
+
+def fill(folder: Path, monkeypatch) -> None:
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", self)
+
+    monkeypatch.setattr(Path, "replace", fail)
+
+
+@pytest.mark.parametrize("spoil", [block, fill])
+def test_a_folder_that_cannot_be_written_is_done_without_after_one_warning(spoil, folder: Path, monkeypatch) -> None:
+    spoil(folder, monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for seed in range(3):
             assert_same(bases_of(weight_of(seed=seed), k=3), siva.bases(weight_of(seed=seed), k=3))
     assert [w.category for w in caught] == [RuntimeWarning]
     assert str(caught[0].message).startswith(f"surm_kernels cannot keep SiVA's decompositions in {folder}")
+    assert not folder.is_dir() or not list(folder.iterdir())
 
 
 def test_a_folder_that_can_only_be_read_serves(folder: Path, monkeypatch, made: list[str]) -> None:
@@ -396,10 +425,6 @@ def test_info_says_how_much_there_is(folder: Path, capsys) -> None:
 
 
 def test_a_bar_shows_itself_where_it_takes_longer_than_a_second(monkeypatch, capsys) -> None:
-    def slowly(*arguments, decompose=siva.decompose, **options) -> siva.Decomposition:
-        time.sleep(0.15)
-        return decompose(*arguments, **options)
-
     monkeypatch.setattr(siva, "decompose", slowly)
     for delay, shown in ((_decompositions.DELAY, False), (0.1, True)):
         monkeypatch.setattr(_decompositions, "DELAY", delay)
