@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def write(text: str, file: Path) -> None:
 def replacing(file: Path) -> Iterator[Path]:
     """Where to write what is to take the place of a file, which at any time is the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     try:
         yield unfinished
         unfinished.replace(file)
