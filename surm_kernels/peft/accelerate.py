@@ -96,7 +96,7 @@ def accelerate(*, chain_adapters: bool = False, verbose: bool = True) -> None:
     if verbose:
         adapters = "chained" if chain_adapters else "added"
         print(
-            f"surm_kernels: PEFT {peft.__version__} runs {' and '.join(map(str, functions))} on its kernels, "
+            f"surm_kernels: runs {' and '.join(map(str, functions))} of PEFT {peft.__version__}; "
             f"active C3A adapters are {adapters}; restore() undoes it"
         )
 

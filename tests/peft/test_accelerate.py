@@ -438,8 +438,7 @@ def test_it_prints_what_it_changed_and_only_that(capsys: pytest.CaptureFixture[s
     accelerate()
     names = "c3a's C3ALinear.forward and lokr's Linear._get_delta_activations"
     assert capsys.readouterr().out == (
-        f"surm_kernels: PEFT {peft.__version__} runs {names} on its kernels, active C3A adapters are added; "
-        "restore() undoes it\n"
+        f"surm_kernels: runs {names} of PEFT {peft.__version__}; active C3A adapters are added; restore() undoes it\n"
     )
     accelerate(chain_adapters=True)
     assert "are chained" in capsys.readouterr().out
