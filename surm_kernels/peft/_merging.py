@@ -39,9 +39,8 @@ def merged(base: nn.Module, weight: Tensor, update: Update, tensors: Sequence[Te
     return rounded, ((rounded.to(change.dtype) - exact).norm() / size).item() if size else 0.0
 
 
-def require_mergeable(layer: Any) -> None:
+def require_mergeable(base: nn.Module) -> None:
     """A base whose weight is a tensor of numbers; codes of a quantised one cannot be added to."""
-    base = layer.get_base_layer()
     if is_quantised(base):
         raise ValueError(
             f"the weight of {type(base).__name__} is quantised, and merging would quantise the update with it: load "

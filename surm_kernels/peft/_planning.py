@@ -18,6 +18,7 @@ from surm_kernels._decompositions import bases_of, decomposing
 from surm_kernels.peft._base_layers import matrix_of, sizes_of
 from surm_kernels.peft._base_weight import gathered_weight
 from surm_kernels.peft.config import SivaConfig, UpdateConfig
+from surm_kernels.peft.layer import StructuredLinear
 from surm_kernels.structures import Siva, Structure
 
 #: Names of tensors and modules of our layers, which an adapter must not have: saving tells adapters by such parts.
@@ -47,6 +48,8 @@ def plans(tuner: Any, model: nn.Module, adapter_name: str, state: dict[str, Tens
     require_name(model, adapter_name)
     config: UpdateConfig = tuner.peft_config[adapter_name]
     found = {path: (module, _sizes(model, path, module)) for path, module in _targets(tuner, model, config, state)}
+    for path, (module, _) in found.items():
+        _require_kind(path, module, tuner.layer_class(config))
     _tell_unmatched_patterns(config, list(found))
     with decomposing(len(found)) if isinstance(config, SivaConfig) else nullcontext():
         return {path: _plan(config, path, module, sizes) for path, (module, sizes) in found.items()}
@@ -113,6 +116,15 @@ def _sizes(model: nn.Module, path: str, module: nn.Module) -> Any:
     if sizes is None:
         raise TypeError(f"target_modules must be linear layers, got {type(base).__name__} for {path}")
     return sizes
+
+
+def _require_kind(path: str, module: nn.Module, wanted: type[nn.Module]) -> None:
+    """A layer that has no adapter of ours yet, or some of the same method and form."""
+    if isinstance(module, StructuredLinear) and type(module) is not wanted:
+        raise ValueError(
+            f"{path}: adapters of one layer must be of one method and form, got {wanted.__name__} beside "
+            f"{type(module).__name__}"
+        )
 
 
 def _plan(config: UpdateConfig, path: str, module: nn.Module, sizes: Any) -> Plan:

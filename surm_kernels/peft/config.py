@@ -11,6 +11,7 @@ from peft.utils.other import get_pattern_key
 
 from surm_kernels import _checks, siva
 from surm_kernels.nn._strategy import STRATEGIES
+from surm_kernels.peft._activated import Activated
 from surm_kernels.peft._register import peft_type
 from surm_kernels.structures import (
     BlockCirculant,
@@ -181,8 +182,11 @@ class SurmConfig(UpdateConfig):
         rank: of "ldr", by default 4.
         rank_pattern: other ranks for some layers.
         form: "lora" for x W0^T + alpha x W^T; "adapter" for an adapter after the layer (Houlsby et al., 2019),
-            Y = X + GELU(W X) + b on its outputs X.
-        adapter_bias: whether the adapter form has its b.
+            Y = X + alpha GELU(W X) + b on its outputs X. By default that are, twice in a block, the outputs of
+            attention and of the feed-forward layer before the residual; target_modules names such output projections.
+            W is square, of the size of X. Several active adapters add what each makes of the same X. No adapter of
+            this form can be merged, and no layer takes adapters of both.
+        adapter_bias: whether the adapter form has its b, which starts from 0.
     """
 
     structure: str = "circulant"
@@ -205,6 +209,10 @@ class SurmConfig(UpdateConfig):
         _checks.require_choice("form", self.form, ("lora", "adapter"))
         _require_option("block_size", self.block_size, self.block_size_pattern, self.structure, _WITH_BLOCKS)
         _require_option("rank", self.rank, self.rank_pattern, self.structure, _WITH_RANK)
+        if not isinstance(self.adapter_bias, bool):
+            raise TypeError(f"adapter_bias must be True or False, got {self.adapter_bias!r}")
+        if self.form == "adapter":
+            self._require_adapter_options()
 
     @property
     def start(self) -> str:  # type: ignore[override]
@@ -221,7 +229,18 @@ class SurmConfig(UpdateConfig):
         if self.structure in _WITH_RANK:
             rank = self.value("rank", path)
             options["rank"] = DEFAULT_RANK if rank is None else rank
-        return _STRUCTURES[self.structure](in_features, out_features, **options)
+        structure = _STRUCTURES[self.structure](in_features, out_features, **options)
+        return Activated(structure, self.adapter_bias) if self.form == "adapter" else structure
+
+    def _require_adapter_options(self) -> None:
+        """Those of every layer and of its weight have no meaning for adapters after a layer."""
+        if self.target_modules == "all-linear":
+            raise ValueError(
+                'target_modules must name output projections where form is "adapter", got "all-linear": such adapters '
+                "stand before a residual"
+            )
+        if self.strategy == "merged":
+            raise ValueError('strategy must be "auto" or "direct" where form is "adapter", got "merged"')
 
 
 @dataclass(kw_only=True)

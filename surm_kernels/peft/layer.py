@@ -80,6 +80,8 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
 
     #: Of the attributes with parameters.
     prefix = ""
+    #: Whether updates are of the base's input, so that base and updates may be one product.
+    in_one_product = True
     #: The base's weight as it was, while adapters are merged into it.
     unmerged: Tensor | None
 
@@ -249,7 +251,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         current = self.current(self.active_adapters)
         if current is None:
             return self.base_layer(x, *args, **kwargs)
-        if args or kwargs:
+        if args or kwargs or not self.in_one_product:
             return self.added(current, self.base_layer(x, *args, **kwargs), x)
         return self._product(current.update, self.base_layer, x, current.tensors(), self.training)
 
@@ -289,6 +291,10 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         weight = base.weight.data if self.unmerged is None else self.unmerged
         return _merging.merged(base, weight, current.update, current.tensors())
 
+    def require_mergeable(self) -> None:
+        """Raises ValueError where no adapter can be added to the base's weight."""
+        _merging.require_mergeable(self.get_base_layer())
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Adds adapters to the base's weight, by default the active ones; the weight as it was is kept.
 
@@ -299,7 +305,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.structures]
         if not names:
             return
-        _merging.require_mergeable(self)
+        self.require_mergeable()
         found = self.merged_weight(names)
         assert found is not None
         weight, self.rounded_away = found

@@ -8,7 +8,8 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import Tensor, nn
 
 from surm_kernels.peft import _checkpoint, _merging, _mixed, _planning
-from surm_kernels.peft.config import UpdateConfig
+from surm_kernels.peft._adapter_form import SurmAdapterLinear, output_projections
+from surm_kernels.peft.config import SurmConfig, UpdateConfig
 from surm_kernels.peft.layer import HydraLinear, SivaLinear, StructuredLinear, SurmLinear
 
 #: Query and value projections of the architectures that PEFT's table lacks.
@@ -65,7 +66,7 @@ class StructuredTuner(BaseTuner):
         structure, constants = self._plans[current_key]
         layer = target
         if not isinstance(target, StructuredLinear):
-            layer = self.tuner_layer_cls(target, adapter_name)
+            layer = self.layer_class(peft_config)(target, adapter_name)
         assert isinstance(layer, StructuredLinear)
         layer.update_layer(
             adapter_name,
@@ -83,6 +84,10 @@ class StructuredTuner(BaseTuner):
                 layer.requires_grad_(False)
             layer.train(target.training)
             self._replace_module(parent, target_name, layer, target)
+
+    def layer_class(self, config: UpdateConfig) -> type[StructuredLinear]:
+        """What a layer becomes by a configuration."""
+        return self.tuner_layer_cls
 
     def layers(self) -> Iterator[tuple[str, StructuredLinear]]:
         """Path and module of every adapted layer."""
@@ -131,7 +136,7 @@ class StructuredTuner(BaseTuner):
             if layer.current(names) is None:
                 continue
             try:
-                _merging.require_mergeable(layer)
+                layer.require_mergeable()
                 if safe_merge:
                     found = layer.merged_weight(names)
                     assert found is not None
@@ -161,6 +166,16 @@ class SurmModel(StructuredTuner):
 
     prefix = SurmLinear.prefix
     tuner_layer_cls = SurmLinear
+
+    def layer_class(self, config: UpdateConfig) -> type[StructuredLinear]:
+        """Which depends on the form."""
+        return SurmAdapterLinear if isinstance(config, SurmConfig) and config.form == "adapter" else SurmLinear
+
+    def _prepare_adapter_config(self, peft_config: SurmConfig, model_config: dict[str, Any]) -> Any:
+        """As PEFT does; the adapter form has other default targets."""
+        if peft_config.form == "adapter" and peft_config.target_modules is None:
+            peft_config.target_modules = output_projections(model_config["model_type"])
+        return super()._prepare_adapter_config(peft_config, model_config)
 
 
 class HydraModel(StructuredTuner):
