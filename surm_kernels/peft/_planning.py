@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.transformers_weight_conversion import (
     convert_peft_config_for_transformers,
@@ -103,14 +104,24 @@ def _targets(
     yield from ((path, module) for path, module in own if tuner._check_target_module_exists(config, path))
 
 
-def _sizes(model: nn.Module, path: str, module: nn.Module) -> Any:
-    """Those of a target, which must be a linear layer that its parent calls."""
+def _require_called(model: nn.Module, path: str) -> None:
+    """A layer whose parent calls it, and does not read its weight."""
     parent = model.get_submodule(path.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         raise TypeError(
             f"target_modules must be layers that are called, got {path}: torch.nn.MultiheadAttention reads its weight "
             f"itself, so an update of it would do nothing"
         )
+    if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+        raise TypeError(
+            f"target_modules must be layers that are called, got {path}: torch.nn.TransformerEncoderLayer reads its "
+            f"weight itself in evaluation, unless torch.backends.mha.set_fastpath_enabled(False) is called before"
+        )
+
+
+def _sizes(model: nn.Module, path: str, module: nn.Module) -> Any:
+    """Those of a target, which must be a linear layer that its parent calls."""
+    _require_called(model, path)
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     sizes = sizes_of(base)
     if sizes is None:

@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surm_kernels.peft import SurmConfig
+from surm_kernels.peft import HydraConfig, SurmConfig
 from surm_kernels.peft._adapter_form import OUTPUT_PROJECTIONS
 from tests.peft.models import MLP, model_of, output_of
 
@@ -219,6 +219,15 @@ def test_a_layer_takes_one_form(first: str, second: str) -> None:
     adapted.add_adapter("other", SurmConfig(form=second, target_modules=["first"]))
     adapted.base_model.set_adapter(["default", "other"])
     adapted(torch.randn(2, 12))
+
+
+def test_a_layer_takes_one_method() -> None:
+    model = peft.inject_adapter_in_model(SurmConfig(target_modules=["first"]), MLP())
+    with pytest.raises(
+        ValueError, match="first: adapters of one layer must be of one method and form, got HydraLinear"
+    ):
+        peft.inject_adapter_in_model(HydraConfig(target_modules=["first", "second"]), model, adapter_name="other")
+    assert type(model.second) is nn.Linear
 
 
 @pytest.mark.parametrize(
