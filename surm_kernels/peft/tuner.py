@@ -1,13 +1,13 @@
 """The methods as PEFT runs them: layers are found and checked before any is changed, then wrapped."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from surm_kernels.peft import _checkpoint, _merging, _mixed, _planning
+from surm_kernels.peft import _checkpoint, _lora_export, _merging, _mixed, _planning
 from surm_kernels.peft._adapter_form import SurmAdapterLinear, output_projections
 from surm_kernels.peft.config import SurmConfig, UpdateConfig
 from surm_kernels.peft.layer import HydraLinear, SivaLinear, StructuredLinear, SurmLinear
@@ -131,18 +131,35 @@ class StructuredTuner(BaseTuner):
     def _require_all_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         if isinstance(adapter_names, str):
             raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
+        owners = _merging.owners(self.model)
         for path, layer in self.layers():
             names = layer.active_adapters if adapter_names is None else adapter_names
             if layer.current(names) is None:
                 continue
             try:
                 layer.require_mergeable()
+                _merging.require_own(layer.get_base_layer(), owners)
                 if safe_merge:
                     found = layer.merged_weight(names)
                     assert found is not None
                     _merging.require_finite(found[0], names)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+
+    def lora_losses(
+        self, adapter_name: str = "default", ranks: Sequence[int] = (4, 8, 16, 32, 64, 128)
+    ) -> dict[int, float]:
+        """Prints, and gives by rank, the share of an adapter that is lost when it becomes LoRA of this rank.
+
+        Before `peft.convert_to_lora(model, rank)`, which says nothing of it. The share is that of the Frobenius norm
+        of all updates. It takes the singular values of every update, seconds for one of 4096 x 4096.
+
+        Raises:
+            ValueError: no layer has the adapter, or it cannot become LoRA.
+        """
+        shares = _lora_export.losses((layer for _, layer in self.layers()), adapter_name, ranks)
+        _lora_export.show(shares)
+        return shares
 
     # Mixed batches
 
