@@ -182,10 +182,10 @@ class SurmConfig(UpdateConfig):
         rank: of "ldr", by default 4.
         rank_pattern: other ranks for some layers.
         form: "lora" for x W0^T + alpha x W^T; "adapter" for an adapter after the layer (Houlsby et al., 2019),
-            Y = X + alpha GELU(W X) + b on its outputs X. By default that are, twice in a block, the outputs of
-            attention and of the feed-forward layer before the residual; target_modules names such output projections.
-            W is square, of the size of X. Several active adapters add what each makes of the same X. No adapter of
-            this form can be merged, and no layer takes adapters of both.
+            Y = X + alpha GELU(W X) + b on its outputs X. By default there are two in a block, on the
+            projections whose outputs are added to the residual, attention's and the feed-forward layer's;
+            target_modules names other ones. W is square, of the size of X. Several active adapters add what each makes
+            of the same X. Adapters of this form cannot be merged, and a layer takes adapters of one form.
         adapter_bias: whether the adapter form has its b, which starts from 0.
     """
 
@@ -233,7 +233,7 @@ class SurmConfig(UpdateConfig):
         return Activated(structure, self.adapter_bias) if self.form == "adapter" else structure
 
     def _require_adapter_options(self) -> None:
-        """Those of every layer and of its weight have no meaning for adapters after a layer."""
+        """Refuses what has no meaning for an adapter after a layer, which needs a residual and has no matrix."""
         if self.target_modules == "all-linear":
             raise ValueError(
                 'target_modules must name output projections where form is "adapter", got "all-linear": such adapters '
