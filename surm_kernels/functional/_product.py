@@ -1,5 +1,6 @@
 """What all products share: checks of x, base and scale, promotion, autocast, and the way to operator form and back."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -96,12 +97,23 @@ def _wide_types(
     return inside if wide == "everything" or (wide == "repeated" and alone) else result, inside
 
 
-def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:
-    """The adapter of every token of x in a row, (T,); one that is not there is refused where numbers are at hand."""
+class Chosen(NamedTuple):
+    """The adapters of a call: index (R,), each for as many tokens that follow one another."""
+
+    index: Tensor
+    tokens: int
+
+    def rows(self, t: Tensor) -> Tensor:
+        """(1, R tokens, n) as (R, tokens, n)."""
+        return t.view(self.index.shape[0], self.tokens, t.shape[-1])
+
+
+def chosen(x: Tensor, index: Tensor, adapters: int) -> Chosen:
+    """The adapter of every row of tokens of x; one that is not there is refused where numbers are at hand."""
     _checks.require_index(x, index)
     if index.is_cpu and _mode.has_values(index):
         _checks.require_within(index, adapters)
-    return index.reshape(-1)
+    return Chosen(index.reshape(-1), math.prod(x.shape[index.dim() : -1]))
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
