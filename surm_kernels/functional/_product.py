@@ -97,23 +97,23 @@ def _wide_types(
     return inside if wide == "everything" or (wide == "repeated" and alone) else result, inside
 
 
-class Chosen(NamedTuple):
-    """The adapters of a call: index (R,), each for as many tokens that follow one another."""
+class Rows(NamedTuple):
+    """The adapter of every row, (R,), and how many tokens a row has."""
 
-    index: Tensor
+    adapters: Tensor
     tokens: int
 
-    def rows(self, t: Tensor) -> Tensor:
+    def of(self, t: Tensor) -> Tensor:
         """(1, R tokens, n) as (R, tokens, n)."""
-        return t.view(self.index.shape[0], self.tokens, t.shape[-1])
+        return t.view(self.adapters.shape[0], self.tokens, t.shape[-1])
 
 
-def chosen(x: Tensor, index: Tensor, adapters: int) -> Chosen:
+def chosen(x: Tensor, index: Tensor, adapters: int) -> Rows:
     """The adapter of every row of tokens of x; one that is not there is refused where numbers are at hand."""
     _checks.require_index(x, index)
     if index.is_cpu and _mode.has_values(index):
         _checks.require_within(index, adapters)
-    return Chosen(index.reshape(-1), math.prod(x.shape[index.dim() : -1]))
+    return Rows(index.reshape(-1), math.prod(x.shape[index.dim() : -1]))
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:

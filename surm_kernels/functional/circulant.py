@@ -42,12 +42,12 @@ def circulant_linear(
 def _circulant_by_row(x: Tensor, c: Tensor, base: Tensor | None, scale: float, index: Tensor) -> Tensor:
     _checks.require_strided("x", x)
     _checks.require_matrix("c", c, "(adapters, n) to go with index")
-    adapters = chosen(x, index, c.shape[0])
+    rows = chosen(x, index, c.shape[0])
 
-    def operator(rows: Tensor, c: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        start = None if base is None else adapters.rows(base)
-        y = _bank.circulant_bank(adapters.rows(rows), c, adapters.index, start, CIRCULANT, scale, False)
-        return y.view(rows.shape)
+    def operator(x: Tensor, c: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        start = None if base is None else rows.of(base)
+        y = _bank.circulant_bank(rows.of(x), c, rows.adapters, start, CIRCULANT, scale, False)
+        return y.view(x.shape)
 
     return composed(operator, x, {"c": c}, (c.shape[1], c.shape[1]), base, scale, wide="nothing")
 

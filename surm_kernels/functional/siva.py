@@ -53,12 +53,12 @@ def _siva_by_row(
 ) -> Tensor:
     _checks.require_strided("x", x)
     _checks.require_bases_of_bank(U, s, V)
-    adapters = chosen(x, index, s.shape[0])
+    rows = chosen(x, index, s.shape[0])
 
-    def operator(rows: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        start = None if base is None else adapters.rows(base)
-        y = _bank.diagonal_bank(adapters.rows(rows), U, s, V, adapters.index, start, scale)
-        return y.view(1, rows.shape[1], y.shape[-1])
+    def operator(x: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        start = None if base is None else rows.of(base)
+        y = _bank.diagonal_bank(rows.of(x), U, s, V, rows.adapters, start, scale)
+        return y.view(1, x.shape[1], y.shape[-1])
 
     sizes = U.shape[0], V.shape[0]
     return composed(operator, x, {"U": U, "s": s, "V": V}, sizes, base, scale, wide="nothing")
