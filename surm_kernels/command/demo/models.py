@@ -1,26 +1,29 @@
-"""The sentence classifier and its four ways to learn: head only, PEFT LoRA, SURM's circulant update, and SiVA.
+"""The sentence classifier and its ways to learn: by its head only, or by an adapter of PEFT, LoRA's or one of ours.
 
 SURM (arXiv 2406.17740): a frozen weight W becomes W + C(r1 * r2), the circulant matrix whose first column is the
-elementwise product of two trained vectors; r1 starts at zero and r2 from N(0, 0.02^2), so training starts at W itself.
-
-SiVA: W becomes W + U diag(s) V^T over the singular vectors of its smallest singular values, all those beyond 95 % of
-the sum of squares; s, which is trained, starts at zero.
+elementwise product of two trained vectors, or W + T(t2) T(t1), a product of symmetric Toeplitz matrices. One vector
+starts at zero and the other from N(0, 0.02^2), so training starts at W itself. HyDRA: W plus a grid of small Toeplitz
+blocks, whose values come from one pool. SiVA: W plus U diag(s) V^T over the singular vectors of its smallest singular
+values, all those beyond 95 % of the sum of squares; s, which is trained, starts at zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from surm_kernels.nn import AdaptedLinear
-from surm_kernels.structures import CirculantProduct
-
-METHOD_TITLES = {"probe": "linear probe", "lora": "PEFT LoRA r = 8", "surm": "SURM circulant", "siva": "SiVA"}
-ADAPTER_LEARNING_RATES = {"probe": 0.0, "lora": 2e-3, "surm": 1e-2, "siva": 4e-2}
+METHOD_TITLES = {
+    "probe": "linear probe",
+    "lora": "PEFT LoRA r = 8",
+    "surm": "SURM circulant",
+    "toeplitz": "SURM Toeplitz",
+    "hydra": "HyDRA",
+    "siva": "SiVA",
+}
+ADAPTER_LEARNING_RATES = {"probe": 0.0, "lora": 2e-3, "surm": 1e-2, "toeplitz": 1e-3, "hydra": 5e-4, "siva": 4e-2}
 ADAPTED_LAYERS = ("query", "value")
 LORA_RANK = 8
 LORA_ALPHA = 16
@@ -28,47 +31,33 @@ SIVA_SHARE = 0.95
 CLASSES = 2
 
 
-def surm_update(linear: nn.Linear) -> AdaptedLinear:
-    """A frozen linear layer plus a trained circulant C(r1 * r2), 2 n parameters."""
-    return AdaptedLinear(linear, CirculantProduct(linear.in_features, linear.out_features))
+def configuration(method: str) -> Any:
+    """What PEFT is to make of the encoder, for a key of METHOD_TITLES other than "probe"."""
+    layers = list(ADAPTED_LAYERS)
+    if method == "lora":
+        from peft import LoraConfig
 
+        return LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=layers)
+    from surm_kernels.peft import HydraConfig, SivaConfig, SurmConfig
 
-def siva_update(linear: nn.Linear) -> AdaptedLinear:
-    """A frozen linear layer whose smallest singular values are trained."""
-    return AdaptedLinear.siva(linear, perc=SIVA_SHARE)
-
-
-def add_updates(
-    encoder: nn.Module, update: Callable[[nn.Linear], nn.Module], names: Sequence[str] = ADAPTED_LAYERS
-) -> nn.Module:
-    """Freezes `encoder` and wraps, in place, every linear layer whose own name is in `names`."""
-    encoder.requires_grad_(False)
-    for parent in list(encoder.modules()):
-        for name, child in list(parent.named_children()):
-            if name in names and isinstance(child, nn.Linear):
-                setattr(parent, name, update(child))
-    return encoder
-
-
-def add_lora(encoder: nn.Module, names: Sequence[str] = ADAPTED_LAYERS) -> nn.Module:
-    """`encoder` frozen under PEFT's own LoRA."""
-    from peft import LoraConfig, get_peft_model
-
-    configuration = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=list(names))
-    wrapped: Any = encoder
-    adapted: nn.Module = get_peft_model(wrapped, configuration)
-    return adapted
+    if method == "surm":
+        return SurmConfig(target_modules=layers)
+    if method == "toeplitz":
+        return SurmConfig(structure="toeplitz", target_modules=layers)
+    if method == "hydra":
+        return HydraConfig(target_modules=layers)
+    return SivaConfig(perc=SIVA_SHARE, target_modules=layers)
 
 
 def adapt(encoder: nn.Module, method: str) -> nn.Module:
     """`encoder` made ready for `method`, a key of METHOD_TITLES: only what it trains requires gradients."""
-    if method == "lora":
-        return add_lora(encoder)
-    if method == "surm":
-        return add_updates(encoder, surm_update)
-    if method == "siva":
-        return add_updates(encoder, siva_update)
-    return encoder.requires_grad_(False)
+    if method == "probe":
+        return encoder.requires_grad_(False)
+    from peft import get_peft_model
+
+    wrapped: Any = encoder
+    adapted: nn.Module = get_peft_model(wrapped, configuration(method))
+    return adapted
 
 
 class SentenceClassifier(nn.Module):

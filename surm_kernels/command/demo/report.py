@@ -24,8 +24,11 @@ from surm_kernels.command.demo.training import RunResult
 
 CURVES_FILE = "learning_curves.png"
 RESULTS_FILE = "results.json"
-COLOURS = {"probe": "#7a7a7a", "lora": "#d55e00", "surm": "#0072b2", "siva": "#009e73"}
-MARKERS = {"probe": "s", "lora": "o", "surm": "D", "siva": "^"}
+COLOURS = {
+    "probe": "#7a7a7a", "lora": "#d55e00", "surm": "#0072b2", "toeplitz": "#56b4e9", "hydra": "#cc79a7",
+    "siva": "#009e73",
+}  # fmt: skip
+MARKERS = {"probe": "s", "lora": "o", "surm": "D", "toeplitz": "v", "hydra": "P", "siva": "^"}
 SMOOTHING = 0.9
 
 
@@ -60,7 +63,7 @@ def summary_lines(results: Sequence[RunResult], test_examples: int) -> list[str]
     """What the table means and how its figures were measured."""
     by_method = {result.method: result for result in results}
     probe, lora = by_method.get("probe"), by_method.get("lora")
-    ours = {"SURM": by_method.get("surm"), "SiVA": by_method.get("siva")}
+    ours = {title: by_method.get(method) for method, title in METHOD_TITLES.items() if method not in ("probe", "lora")}
     lines = []
     for title, result in ours.items():
         if result and probe:

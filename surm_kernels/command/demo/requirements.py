@@ -64,7 +64,7 @@ def reviews_file() -> Path:
 
 def check_requirements(methods: Iterable[str]) -> None:
     """Raises DemoError, with the command that helps, where something that `methods` need is missing."""
-    libraries = ["torch", "transformers", "safetensors", "matplotlib"] + ["peft"] * ("lora" in methods)
+    libraries = ["torch", "transformers", "safetensors", "matplotlib"] + ["peft"] * (set(methods) != {"probe"})
     missing_libraries = [name for name in libraries if not is_installed(name)]
     missing_material = [name for name in (MODEL_PACKAGE, DATA_PACKAGE) if not is_installed(name)]
     commands = [INSTALL_EXTRA] * bool(missing_libraries) + [INSTALL_MATERIAL] * bool(missing_material)
