@@ -169,12 +169,16 @@ def require_generators(G: Tensor, H: Tensor, v: Tensor, u: Tensor | None = None)
 
 
 def require_index(x: Tensor, index: Any) -> None:
-    """An adapter for every token of x (..., n): integers (...) on its device."""
+    """An adapter for every token of x (..., n), or for every row of them: integers (...) on its device."""
     if not isinstance(index, Tensor):
         raise TypeError(f"index must be a torch.Tensor, got {type(index).__name__}")
     if index.dtype not in INTEGER:
         raise TypeError(f"index must be int64, int32, int16, int8 or uint8, got {_name(index.dtype)}")
-    require_shape("index", index, tuple(x.shape[:-1]), "(...) of x without its features")
+    if index.shape != x.shape[: index.dim()] or index.dim() == x.dim():
+        raise ValueError(
+            f"index must have the shape (...) of x without its features, {_shape(x)[:-1]}, or what that starts with, "
+            f"got {_shape(index)}"
+        )
     require_same_device(x, "index", index)
 
 

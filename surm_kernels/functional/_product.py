@@ -1,5 +1,6 @@
 """What all products share: checks of x, base and scale, promotion, autocast, and the way to operator form and back."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -96,12 +97,23 @@ def _wide_types(
     return inside if wide == "everything" or (wide == "repeated" and alone) else result, inside
 
 
-def chosen(x: Tensor, index: Tensor, adapters: int) -> Tensor:
-    """The adapter of every token of x in a row, (T,); one that is not there is refused where numbers are at hand."""
+class Rows(NamedTuple):
+    """The adapter of every row, (R,), and how many tokens a row has."""
+
+    adapters: Tensor
+    tokens: int
+
+    def of(self, t: Tensor) -> Tensor:
+        """(1, R tokens, n) as (R, tokens, n)."""
+        return t.view(self.adapters.shape[0], self.tokens, t.shape[-1])
+
+
+def chosen(x: Tensor, index: Tensor, adapters: int) -> Rows:
+    """The adapter of every row of tokens of x; one that is not there is refused where numbers are at hand."""
     _checks.require_index(x, index)
     if index.is_cpu and _mode.has_values(index):
         _checks.require_within(index, adapters)
-    return index.reshape(-1)
+    return Rows(index.reshape(-1), math.prod(x.shape[index.dim() : -1]))
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,9 +13,10 @@ def circulant_linear(
 ) -> Tensor:
     """Product with the circulant matrix whose first column is c, `W[i, j] = c[(i - j) % n]`, or with a grid of them.
 
-    One transform each way: W x = irfft(rfft(c) * rfft(x)) (SURM, arXiv 2406.17740). With an index every token has a
-    matrix of its own, as in serving many adapters in one batch; an index out of range is refused on the CPU and gives
-    that token NaN on other devices, which are not waited for, and under torch.compile.
+    One transform each way: W x = irfft(rfft(c) * rfft(x)) (SURM, arXiv 2406.17740). With an index every token, or every
+    row of tokens, has a matrix of its own, as in serving many adapters in one batch; a first column is transformed once
+    a row. An index out of range is refused on the CPU and gives its tokens NaN on other devices, which are not waited
+    for, and under torch.compile.
 
     Args:
         x: tokens, (..., n), or (..., K b) for a grid.
@@ -23,7 +24,8 @@ def circulant_linear(
             adapters, (adapters, n).
         base: added to the product, broadcastable to (..., n), or (..., M b) for a grid.
         scale: factor of the product.
-        index: the adapter of every token, integers (...).
+        index: the adapter of every token, integers (...), or of every row of tokens, integers of a shape that (...)
+            starts with.
 
     Returns:
         `base + scale * x @ W.T`, (..., n), or (..., M b) for a grid.
@@ -32,19 +34,20 @@ def circulant_linear(
     `F.linear(x[t], scale * dense.circulant(c[index[t]]), bias=base[t])`.
     """
     if index is not None:
-        return _circulant_by_token(x, c, base, scale, index)
+        return _circulant_by_row(x, c, base, scale, index)
     _require_columns("c", c)
     return product(_matrices.circulant, x, {"c": c}, base, scale)
 
 
-def _circulant_by_token(x: Tensor, c: Tensor, base: Tensor | None, scale: float, index: Tensor) -> Tensor:
+def _circulant_by_row(x: Tensor, c: Tensor, base: Tensor | None, scale: float, index: Tensor) -> Tensor:
     _checks.require_strided("x", x)
     _checks.require_matrix("c", c, "(adapters, n) to go with index")
-    tokens = chosen(x, index, c.shape[0])
+    rows = chosen(x, index, c.shape[0])
 
-    def operator(rows: Tensor, c: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        start = None if base is None else base.squeeze(0)
-        return _bank.circulant_bank(rows.squeeze(0), c, tokens, start, CIRCULANT, scale, False).unsqueeze(0)
+    def operator(x: Tensor, c: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        start = None if base is None else rows.of(base)
+        y = _bank.circulant_bank(rows.of(x), c, rows.adapters, start, CIRCULANT, scale, False)
+        return y.view(x.shape)
 
     return composed(operator, x, {"c": c}, (c.shape[1], c.shape[1]), base, scale, wide="nothing")
 

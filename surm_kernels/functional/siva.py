@@ -23,9 +23,9 @@ def siva_linear(
     memory for all tokens at once. Only x and the parameters are kept for the backward pass, where the gradients of x
     and s share a product; U and V, frozen in SiVA, get theirs from plain products.
 
-    With an index every token has values of its own on the same bases, as in serving many adapters in one batch, by two
-    plain products; an index out of range is refused on the CPU and gives that token NaN on other devices, which are
-    not waited for, and under torch.compile.
+    With an index every token, or every row of tokens, has values of its own on the same bases, as in serving many
+    adapters in one batch, by two plain products; an index out of range is refused on the CPU and gives its tokens NaN
+    on other devices, which are not waited for, and under torch.compile.
 
     Args:
         x: tokens, (..., n).
@@ -34,7 +34,8 @@ def siva_linear(
         V: right basis, (n, k).
         base: added to the product, broadcastable to (..., m).
         scale: factor of the product.
-        index: the adapter of every token, integers (...).
+        index: the adapter of every token, integers (...), or of every row of tokens, integers of a shape that (...)
+            starts with.
 
     Returns:
         `base + scale * x @ W.T`, (..., m).
@@ -42,21 +43,22 @@ def siva_linear(
     Equivalent to `base + scale * ((x @ V) * s) @ U.T`, with `s[index]` for s where there is an index.
     """
     if index is not None:
-        return _siva_by_token(x, U, s, V, base, scale, index)
+        return _siva_by_row(x, U, s, V, base, scale, index)
     _checks.require_bases(U, s, V)
     return product(_matrices.siva, x, {"U": U, "s": s, "V": V}, base, scale)
 
 
-def _siva_by_token(
+def _siva_by_row(
     x: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float, index: Tensor
 ) -> Tensor:
     _checks.require_strided("x", x)
     _checks.require_bases_of_bank(U, s, V)
-    tokens = chosen(x, index, s.shape[0])
+    rows = chosen(x, index, s.shape[0])
 
-    def operator(rows: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float) -> Tensor:
-        start = None if base is None else base.squeeze(0)
-        return _bank.diagonal_bank(rows.squeeze(0), U, s, V, tokens, start, scale).unsqueeze(0)
+    def operator(x: Tensor, U: Tensor, s: Tensor, V: Tensor, base: Tensor | None, scale: float) -> Tensor:
+        start = None if base is None else rows.of(base)
+        y = _bank.diagonal_bank(rows.of(x), U, s, V, rows.adapters, start, scale)
+        return y.view(1, x.shape[1], y.shape[-1])
 
     sizes = U.shape[0], V.shape[0]
     return composed(operator, x, {"U": U, "s": s, "V": V}, sizes, base, scale, wide="nothing")

@@ -1,8 +1,9 @@
-"""Products with a parameter of its own for every token, chosen by an index from a bank: many adapters in one batch.
+"""Products with a parameter of its own for every row of tokens, chosen by an index from a bank: many adapters in one
+batch.
 
-Tokens x are (T, n), without a group dimension, and index is (T,). Where a kernel serves and nobody asks for a
-derivative there is an operator; otherwise differentiable operations are composed, with the rows of the bank gathered in
-float32, so that the sums over the tokens of an adapter are rounded once.
+Rows x are (R, T, n), of T tokens each, and index is (R,). Where a kernel serves and nobody asks for a derivative there
+is an operator, for tokens (R, n); otherwise differentiable operations are composed, with the rows of the bank gathered
+in float32, so that the sums over the tokens of an adapter are rounded once.
 """
 
 import torch
@@ -47,25 +48,34 @@ _diagonal_bank = define(DIAGONAL, _diagonal_bank_fake, reference.diagonal_bank, 
 def circulant_bank(
     x: Tensor, c: Tensor, index: Tensor, base: Tensor | None, kind: int, scale: float, transposed: bool
 ) -> Tensor:
-    """`base[t] + scale * W(c[index[t]]) x[t]`, W (skew-)circulant; c is (adapters, n), base (T, n) or None."""
-    if _has_kernel(x, c, base) and x.shape[0] * x.shape[1] ** 2 <= MOST_ENTRIES:
-        return _circulant_bank(x, c, index, base, kind, scale, transposed)
+    """`base[r] + scale * x[r] @ W(c[index[r]]).T`, W (skew-)circulant; c is (adapters, n), base (R, T, n) or None."""
+    if _has_kernel(x, c, base) and x.numel() * x.shape[-1] <= MOST_ENTRIES:
+        start = None if base is None else base.flatten(0, 1)
+        own = _by_token(index, x.shape[1])
+        return _circulant_bank(x.flatten(0, 1), c, own, start, kind, scale, transposed).view(x.shape)
     with without_autocast(x):
         own = reference.gathered(widened(c), index)[:, None, None]
-        start = None if base is None else widened(base).unsqueeze(1)
-        return grid(widened(x).unsqueeze(1), own, start, kind, c.shape[1], scale, transposed).squeeze(1).to(x.dtype)
+        start = None if base is None else widened(base)
+        return grid(widened(x), own, start, kind, c.shape[1], scale, transposed).to(x.dtype)
 
 
 def diagonal_bank(
     x: Tensor, u: Tensor, s: Tensor, v: Tensor, index: Tensor, base: Tensor | None, scale: float
 ) -> Tensor:
-    """`base + scale * ((x @ v) * s[index]) @ u.T` for u (m, k), s (adapters, k), v (n, k) and base (T, m) or None."""
+    """`base + scale * ((x @ v) * s[index]) @ u.T`; u is (m, k), s (adapters, k), v (n, k), base (R, T, m) or None."""
     if _has_kernel(x, u, s, v, base):
-        return _diagonal_bank(x, u, s, v, index, base, scale)
+        start = None if base is None else base.flatten(0, 1)
+        own = _by_token(index, x.shape[1])
+        return _diagonal_bank(x.flatten(0, 1), u, s, v, own, start, scale).view(*x.shape[:2], u.shape[0])
     with without_autocast(x):
-        between = ((x @ v) * reference.gathered(widened(s), index)).to(x.dtype)
+        between = ((x @ v) * reference.gathered(widened(s), index).unsqueeze(1)).to(x.dtype)
         product = scale * widened(between @ u.mT)
         return (product if base is None else base + product).to(x.dtype)
+
+
+def _by_token(index: Tensor, tokens: int) -> Tensor:
+    """The index of rows as that of their tokens."""
+    return index if tokens == 1 else index.repeat_interleave(tokens)
 
 
 def _has_kernel(x: Tensor, *others: Tensor | None) -> bool:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from surm_kernels.nn._adapted import Update
 from surm_kernels.nn._adapted_product import AdaptedProduct
-from surm_kernels.peft import _merging, _mixed
+from surm_kernels.peft import _merging
 from surm_kernels.peft._base_layers import place_of, sizes_of
+from surm_kernels.peft._batch import Batch
+from surm_kernels.peft._mixed_product import MixedProduct
 from surm_kernels.structures import Structure, Sum
 
 
@@ -105,6 +107,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         self.other_param_names = ("structures", "alphas", "strategies", self.fixed_name)
         setattr(self, self.fixed_name, nn.ModuleDict())
         self._product = AdaptedProduct()
+        self.mixed = MixedProduct()
         self._currents: dict[tuple[str, ...], Current | None] = {}
         self._flags: dict[tuple[str, str], bool] | None = None
         self.register_buffer("unmerged", None, persistent=False)
@@ -164,7 +167,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         if awaits_tensors:
             for holder in holders:
                 holder.start = holder.weight.detach().clone()
-        self._currents.clear()
+        self._forget()
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def current(self, adapter_names: Sequence[str]) -> Current | None:
@@ -201,8 +204,13 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         return [modules[adapter_name] for modules in containers if adapter_name in modules]
 
     def delete_adapter(self, adapter_name: str) -> None:
-        self._currents.clear()
+        self._forget()
         super().delete_adapter(adapter_name)
+
+    def _forget(self) -> None:
+        """What was found of adapters, when one is added or deleted."""
+        self._currents.clear()
+        self.mixed.clear()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         self._flags = None
@@ -238,14 +246,14 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
 
     # What it computes
 
-    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
-        """(..., in_features) to (..., out_features); `adapter_names` has one for every row of a mixed batch."""
+    def forward(self, x: Tensor, *args: Any, adapter_names: Batch | None = None, **kwargs: Any) -> Tensor:
+        """(..., in_features) to (..., out_features); `adapter_names` are those of a mixed batch, for every row."""
         if self._disable_adapters or self.merged_adapters:
             if self._disable_adapters and self.merged_adapters:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
-            return _mixed.forward(self, x, adapter_names, *args, **kwargs)
+            return self.mixed(self, self.base_layer(x, *args, **kwargs), x, adapter_names)
         current = self.current(self.active_adapters)
         if current is None:
             return self.base_layer(x, *args, **kwargs)
@@ -260,6 +268,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
     def refresh(self) -> None:
         """Gives back what is kept between calls; a weight that was changed in place through numpy asks for it."""
         self._product.clear()
+        self.mixed.clear()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         self.refresh()

@@ -12,9 +12,9 @@ from surm_kernels.reference import dense
 def circulant_linear(
     x: Tensor, c: Tensor, *, base: Tensor | None = None, scale: float = 1.0, index: Tensor | None = None
 ) -> Tensor:
-    """`base + scale * x @ circulant(c).T`, with c[index[t]] for token t where there is an index"""
+    """`base + scale * x @ circulant(c).T`, with c[index[t]] for token, or row of tokens, t where there is an index"""
     if index is not None:
-        return _by_token(circulant_linear, x, c, base, scale, index)
+        return _by_row(circulant_linear, x, c, base, scale, index)
     return _linear(dense.circulant, x, (c,), base, scale)
 
 
@@ -99,16 +99,17 @@ def siva_linear(
     scale: float = 1.0,
     index: Tensor | None = None,
 ) -> Tensor:
-    """`base + scale * x @ siva(U, s, V).T`, with s[index[t]] for token t where there is an index"""
+    """`base + scale * x @ siva(U, s, V).T`, with s[index[t]] for token, or row of tokens, t where there is an index"""
     if index is not None:
-        return _by_token(lambda x, s, **rest: siva_linear(x, U, s, V, **rest), x, s, base, scale, index)
+        return _by_row(lambda x, s, **rest: siva_linear(x, U, s, V, **rest), x, s, base, scale, index)
     return _linear(dense.siva, x, (U, s, V), base, scale)
 
 
-def _by_token(
+def _by_row(
     linear: Callable[..., Tensor], x: Tensor, bank: Tensor, base: Tensor | None, scale: float, index: Tensor
 ) -> Tensor:
     """One product after the other, each token by its row of the bank."""
+    index = index.view((*index.shape, *[1] * (x.dim() - 1 - index.dim()))).expand(x.shape[:-1])
     shape = (*index.shape, linear(x[:0].reshape(0, x.shape[-1]), bank[0]).shape[-1])
     starts = [None] * index.numel() if base is None else base.expand(shape).reshape(-1, shape[-1]).unbind()
     tokens = zip(x.reshape(-1, x.shape[-1]).unbind(), index.flatten().tolist(), starts, strict=True)
