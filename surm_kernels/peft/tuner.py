@@ -89,7 +89,14 @@ class StructuredTuner(BaseTuner):
         """What a layer becomes by a configuration."""
         return self.tuner_layer_cls
 
-    def layers(self) -> Iterator[tuple[str, StructuredLinear]]:
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Puts a module in the place of another; its tensors are where they belong already.
+
+        PEFT copies the child's weight as well, which fails where that is an embedding with trainable tokens.
+        """
+        setattr(parent, child_name, new_module)
+
+    def adapted_layers(self) -> Iterator[tuple[str, StructuredLinear]]:
         """Path and module of every adapted layer."""
         for path, module in self.model.named_modules():
             if isinstance(module, StructuredLinear):
@@ -104,7 +111,7 @@ class StructuredTuner(BaseTuner):
         """
         self._require_all_mergeable(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge=False)
-        self.rounding = _merging.report(self.layers())
+        self.rounding = _merging.report(self.adapted_layers())
 
     #: Share of its update that the last merge into 16 bits removed, by a layer's path; None before the first.
     rounding: dict[str, float] | None = None
@@ -116,7 +123,7 @@ class StructuredTuner(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
-        layers = list(self.layers())
+        layers = list(self.adapted_layers())
         if merge:
             self._require_all_mergeable(adapter_names, safe_merge)
         else:
@@ -132,7 +139,7 @@ class StructuredTuner(BaseTuner):
         if isinstance(adapter_names, str):
             raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
         owners = _merging.owners(self.model)
-        for path, layer in self.layers():
+        for path, layer in self.adapted_layers():
             names = layer.active_adapters if adapter_names is None else adapter_names
             if layer.current(names) is None:
                 continue
@@ -157,7 +164,7 @@ class StructuredTuner(BaseTuner):
         Raises:
             ValueError: no layer has the adapter, or it cannot become LoRA.
         """
-        shares = _lora_export.losses((layer for _, layer in self.layers()), adapter_name, ranks)
+        shares = _lora_export.losses((layer for _, layer in self.adapted_layers()), adapter_name, ranks)
         _lora_export.show(shares)
         return shares
 
@@ -167,6 +174,14 @@ class StructuredTuner(BaseTuner):
         return _mixed.hooks(self, *args, **kwargs)
 
     # Files
+
+    @classmethod
+    def _get_learnable_bias_state_dict(
+        cls, model: nn.Module, state_dict: dict[str, Tensor], config: UpdateConfig
+    ) -> dict[str, Tensor]:
+        """As PEFT does, without the biases of modules to save, which it writes a second time and cannot load."""
+        biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
+        return {key: bias for key, bias in biases.items() if ".modules_to_save." not in key}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -81,7 +81,7 @@ def test_two_layers_of_a_block_are_adapted_by_default(model_type: str) -> None:
     config = transformers.AutoConfig.for_model(model_type, **small.get(model_type, {"num_hidden_layers": 2}))
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config)
-    paths = [path for path, _ in get_peft_model(model, adapter()).base_model.layers()]
+    paths = [path for path, _ in get_peft_model(model, adapter()).base_model.adapted_layers()]
     attention = [path for path in paths if "att" in path]
     blocks = 1 if model_type == "albert" else 2  # it has one, and calls it several times
     assert len(attention) == blocks and len(paths) == 2 * blocks
@@ -92,7 +92,7 @@ def test_an_unknown_architecture_is_asked_for_its_layers() -> None:
     model = transformers.T5Model(config)
     with pytest.raises(ValueError, match="target_modules must name the output projections .* model type 't5'"):
         get_peft_model(model, adapter())
-    assert len(list(get_peft_model(model, adapter(target_modules=["o", "wo"])).base_model.layers())) == 5
+    assert len(list(get_peft_model(model, adapter(target_modules=["o", "wo"])).base_model.adapted_layers())) == 5
     with pytest.raises(ValueError, match="target_modules must name the output projections .* model type 'custom'"):
         get_peft_model(MLP(), adapter())
 
@@ -116,7 +116,7 @@ def test_it_starts_from_the_model_and_learns(name: str) -> None:
         loss.backward()
         optimiser.step()
     assert losses[-1] < losses[0]
-    assert all(layer.surm_b["default"].weight.any() for _, layer in adapted.base_model.layers())
+    assert all(layer.surm_b["default"].weight.any() for _, layer in adapted.base_model.adapted_layers())
     with adapted.disable_adapter():
         assert torch.equal(output_of(name, adapted), wanted)
     bare = adapted.unload()

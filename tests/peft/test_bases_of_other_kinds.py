@@ -170,10 +170,10 @@ def test_conv1d_is_told_layer_by_layer(method: str) -> None:
     adapted = get_peft_model(model_of("gpt2"), config)  # the head is a torch.nn.Linear
     adapted.add_adapter("other", config_of(method, "gpt2", target_modules=["c_attn"], init_weights=False))
     adapted.base_model.set_adapter(["default", "other"])
-    for _, layer in adapted.base_model.layers():
+    for _, layer in adapted.base_model.adapted_layers():
         assert layer.get_delta_weight("default").shape == layer.get_base_layer().weight.shape
     wanted = output_of("gpt2", adapted)
-    weights = {path: layer.get_base_layer().weight for path, layer in adapted.base_model.layers()}
+    weights = {path: layer.get_base_layer().weight for path, layer in adapted.base_model.adapted_layers()}
     with pytest.raises(ValueError, match="lm_head: the weight is that of transformer.wte as well"):
         adapted.merge_adapter()
     assert torch.equal(output_of("gpt2", adapted), wanted)
@@ -182,7 +182,7 @@ def test_conv1d_is_told_layer_by_layer(method: str) -> None:
     wanted = output_of("gpt2", adapted)
     adapted.merge_adapter()
     torch.testing.assert_close(output_of("gpt2", adapted), wanted)
-    for path, layer in adapted.base_model.layers():
+    for path, layer in adapted.base_model.adapted_layers():
         assert layer.get_base_layer().weight is weights[path]
         assert layer.get_base_layer().weight.is_contiguous()
 
@@ -263,7 +263,7 @@ def test_what_lora_of_a_rank_loses_is_printed(capsys: pytest.CaptureFixture[str]
 
     _, state = peft.convert_to_lora(adapted, rank=8)
     lost = total = 0.0
-    for path, layer in adapted.base_model.layers():
+    for path, layer in adapted.base_model.adapted_layers():
         A, B = (state[f"base_model.model.{path}.lora_{side}.weight"] for side in "AB")
         update = layer.get_delta_weight("default")
         lost += (update - B @ A).square().sum().item()
