@@ -18,8 +18,10 @@ from surm_kernels.peft._base_layers import is_quantised, matrix_of, sizes_of
 from surm_kernels.peft.config import SivaConfig, UpdateConfig
 from surm_kernels.structures import Siva, Structure
 
-#: Names of tensors and modules of our layers, which an adapter must not have: saving tells adapters by such parts.
-_OURS = ("base_layer", "weight", "sizes", "fingerprint", "U", "V")
+#: Names of tensors and modules of our layers and of PEFT's wrappers, which an adapter must not have: saving tells
+#: adapters by such parts.
+_OURS = ("base_layer", "weight", "sizes", "fingerprint", "U", "V", "unmerged")
+_PEFTS = ("base_model", "model", "modules_to_save", "original_module", "token_adapter", "trainable_tokens_delta")
 
 
 class Plan(NamedTuple):
@@ -46,20 +48,32 @@ def plans(tuner: Any, model: nn.Module, adapter_name: str, state: dict[str, Tens
     config: UpdateConfig = tuner.peft_config[adapter_name]
     found = {path: (module, _sizes(model, path, module)) for path, module in _targets(tuner, model, config, state)}
     _tell_unmatched_patterns(config, list(found))
-    return {path: _plan(config, path, module, sizes) for path, (module, sizes) in found.items()}
+    planned = {path: _plan(config, path, module, sizes) for path, (module, sizes) in found.items()}
+    _require_apart(tuner, planned)
+    return planned
 
 
 def require_name(model: nn.Module, adapter_name: str) -> None:
     """An adapter's name that PEFT can tell from the parts of parameters' names when it saves the other adapters."""
-    if not adapter_name or "." in adapter_name:
+    if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:
         raise ValueError(f"adapter_name must not be empty and have no dot in it, got {adapter_name!r}")
     parts = {part for path, module in model.named_modules() if not _is_inside(model, path) for part in path.split(".")}
     parts.update(name for name, _ in _own_tensors(model))
-    if adapter_name in parts or adapter_name in _OURS:
+    if adapter_name in parts or adapter_name in (*_OURS, *_PEFTS):
         raise ValueError(
             f"adapter_name must not be a part of a parameter's name in the model, got {adapter_name!r}: saving another "
             f"adapter would leave out what is below it"
         )
+
+
+def _require_apart(tuner: Any, planned: dict[str, Plan]) -> None:
+    """No adapter called as a container of the trained tensors of all adapters."""
+    parameters = {name for plan in planned.values() for name in plan.structure.parameter_shapes()}
+    for adapter_name in tuner.peft_config:
+        if adapter_name in {tuner.prefix + name for name in (*parameters, "fixed")}:
+            raise ValueError(
+                f"adapter_name must not be a part of a parameter's name in the model, got {adapter_name!r}"
+            )
 
 
 def _is_inside(model: nn.Module, path: str) -> bool:
@@ -135,7 +149,7 @@ def _siva(config: SivaConfig, path: str, module: nn.Module) -> Plan:
     U, V = siva.bases(
         matrix,
         perc=config.value("perc", path),
-        k=config.k,
+        k=_count(config, path),
         basis=config.basis,
         rule=config.rule,
         precision=config.precision,
@@ -144,6 +158,12 @@ def _siva(config: SivaConfig, path: str, module: nn.Module) -> Plan:
     rows, columns = matrix.shape
     structure = Siva(columns, rows, U.shape[1], config.basis, config.precision, config.seed)
     return Plan(structure, {"U": U, "V": V})
+
+
+def _count(config: SivaConfig, path: str) -> int | None:
+    """k as configured, or as it is in a file that has the bases."""
+    saved = config.saved_shapes.get(f"base_model.model.{path}.siva_fixed.U")
+    return config.k if saved is None else saved[-1]
 
 
 def _tell_unmatched_patterns(config: UpdateConfig, paths: list[str]) -> None:
