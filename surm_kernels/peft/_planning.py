@@ -23,6 +23,9 @@ from surm_kernels.structures import Siva, Structure
 _OURS = ("base_layer", "weight", "sizes", "fingerprint", "U", "V", "unmerged")
 _PEFTS = ("base_model", "model", "modules_to_save", "original_module", "token_adapter", "trainable_tokens_delta")
 
+#: Of which PEFT asks for those that a task has, there or not.
+_HEADS = ("classifier", "score", "qa_outputs")
+
 
 class Plan(NamedTuple):
     """Of one layer."""
@@ -48,6 +51,8 @@ def plans(tuner: Any, model: nn.Module, adapter_name: str, state: dict[str, Tens
     config: UpdateConfig = tuner.peft_config[adapter_name]
     found = {path: (module, _sizes(model, path, module)) for path, module in _targets(tuner, model, config, state)}
     _tell_unmatched_patterns(config, list(found))
+    if found:  # of none PEFT tells
+        _tell_unmatched_names(config, [path for path, _ in model.named_modules()])
     planned = {path: _plan(config, path, module, sizes) for path, (module, sizes) in found.items()}
     _require_apart(tuner, planned)
     return planned
@@ -174,6 +179,16 @@ def _tell_unmatched_patterns(config: UpdateConfig, paths: list[str]) -> None:
         unmatched = [key for key in pattern if not any(_matches(key, path) for path in paths)]
         if unmatched:
             warnings.warn(f"{name}: no layer that is adapted is called {', '.join(unmatched)}", stacklevel=5)
+
+
+def _tell_unmatched_names(config: UpdateConfig, paths: list[str]) -> None:
+    """Warns of layers and modules that are named one by one and are not there, where others are."""
+    for name in ("target_modules", "modules_to_save"):
+        given = getattr(config, name)
+        wanted = set(given or ()) - set(_HEADS) if not isinstance(given, str) else set()
+        missing = sorted(key for key in wanted if not any(f".{path}".endswith(f".{key}") for path in paths))
+        if missing:
+            warnings.warn(f"{name}: the model has no module called {', '.join(missing)}", stacklevel=5)
 
 
 def _matches(pattern: str, path: str) -> bool:

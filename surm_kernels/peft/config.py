@@ -112,8 +112,8 @@ class UpdateConfig(PeftConfig):
         #: By name, the shapes of the tensors in the folder that it was read from.
         self.saved_shapes: dict[str, tuple[int, ...]] = {}
         for name in ("target_modules", "exclude_modules", "layers_pattern"):
-            _require_names(name, getattr(self, name), (str, list, tuple, set))
-        _require_names("modules_to_save", self.modules_to_save, (list, tuple, set))
+            _require_names(name, getattr(self, name), or_string=True)
+        _require_names("modules_to_save", self.modules_to_save, or_string=False)
         self.target_modules = _set_of(self.target_modules)
         self.exclude_modules = _set_of(self.exclude_modules)
         _require_indices("layers_to_transform", self.layers_to_transform)
@@ -324,13 +324,12 @@ def _set_of(names: Any) -> Any:
     return set(names) if isinstance(names, (list, tuple)) else names
 
 
-def _require_names(name: str, value: Any, kinds: tuple[type, ...]) -> None:
-    """None, a string where strings are allowed, or a collection of strings."""
-    if value is None or (isinstance(value, str) and str in kinds):
+def _require_names(name: str, value: Any, or_string: bool) -> None:
+    """None, or a collection of strings, or where that is allowed one string."""
+    if value is None or (or_string and isinstance(value, str)):
         return
-    if not isinstance(value, kinds) or not all(isinstance(each, str) for each in value):
-        wanted = "a string or a list of strings" if str in kinds else "a list of strings"
-        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    if not isinstance(value, (list, tuple, set)) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{name} must be {'a string or ' if or_string else ''}a list of strings, got {value!r}")
 
 
 def _require_indices(name: str, value: Any) -> None:

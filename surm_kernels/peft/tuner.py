@@ -25,14 +25,13 @@ class StructuredTuner(BaseTuner):
     }
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        configs = getattr(model, "peft_config", None)
-        known = dict(configs or {})
+        """As PEFT does; a failure leaves a configuration that the model has under the same name."""
+        configs: dict[str, Any] = getattr(model, "peft_config", {})
+        known = dict(configs)
         try:
             super().__init__(model, *args, **kwargs)
         except BaseException:
-            if known:  # PEFT has entered the new configuration there, over one with the same name
-                configs.clear()
-                configs.update(known)
+            configs.update(known)
             raise
 
     def inject_adapter(
