@@ -7,6 +7,11 @@ from safetensors import SafetensorError, safe_open
 _TENSORS, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
 
+def is_pickle_alone(folder: str) -> bool:
+    """Whether a folder on this machine has the tensors of an adapter in a pickle and not otherwise."""
+    return os.path.isfile(os.path.join(folder, _PICKLE)) and not os.path.isfile(os.path.join(folder, _TENSORS))
+
+
 def shapes_in(folder: str) -> dict[str, tuple[int, ...]]:
     """By name, the shapes of the tensors that a folder on this machine has; none of a folder without such a file.
 
@@ -14,12 +19,12 @@ def shapes_in(folder: str) -> dict[str, tuple[int, ...]]:
         ValueError: the file is damaged, or the only one is a pickle.
     """
     path = os.path.join(folder, _TENSORS)
+    if is_pickle_alone(folder):
+        raise ValueError(
+            f"the adapter must be in {_TENSORS}, got {_PICKLE} alone in {folder}: pickled files are not read, since "
+            f"they may hold more than tensors"
+        )
     if not os.path.isfile(path):
-        if os.path.isfile(os.path.join(folder, _PICKLE)):
-            raise ValueError(
-                f"the adapter must be in {_TENSORS}, got {_PICKLE} alone in {folder}: pickled files are not read, "
-                f"since they may hold more than tensors"
-            )
         return {}
     try:
         with safe_open(path, framework="pt") as file:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from peft.utils.other import get_pattern_key
 
 from surm_kernels import _checks, siva
 from surm_kernels.nn._strategy import STRATEGIES
-from surm_kernels.peft._files import shapes_in
+from surm_kernels.peft._files import is_pickle_alone, shapes_in
 from surm_kernels.peft._register import peft_type
 from surm_kernels.structures import (
     BlockCirculant,
@@ -95,7 +96,7 @@ class UpdateConfig(PeftConfig):
     name = ""
     #: Of the structure's initialisations, that with W = 0.
     start = "paper"
-    #: Whether it was read from a folder whose tensors were not loaded yet.
+    #: Whether it was read from a file and the tensors beside it were not loaded yet.
     awaits_tensors = False
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
@@ -107,6 +108,7 @@ class UpdateConfig(PeftConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        self.awaits_tensors = self.peft_version is not None  # which PEFT enters into files alone
         super().__post_init__()
         self.peft_type = peft_type(self.name)
         #: By name, the shapes of the tensors in the folder that it was read from.
@@ -157,8 +159,14 @@ class UpdateConfig(PeftConfig):
         raise NotImplementedError
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Writes adapter_config.json, and a line into README.md on what to import."""
+        """Writes adapter_config.json, and a line into README.md on what to import; warns of tensors in a pickle."""
         super().save_pretrained(save_directory, **kwargs)
+        if is_pickle_alone(save_directory):
+            warnings.warn(
+                f"{save_directory} has the adapter as a pickle, which is refused when it is loaded: save it with "
+                f"safe_serialization=True",
+                stacklevel=2,
+            )
         readme = Path(save_directory) / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.exists() else ""
         if "import surm_kernels.peft" not in text:
@@ -169,7 +177,7 @@ class UpdateConfig(PeftConfig):
         """As PEFT does; a folder whose tensors are damaged, or in a pickle alone, is refused."""
         shapes = shapes_in(os.path.join(pretrained_model_name_or_path, subfolder or ""))
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        config.awaits_tensors, config.saved_shapes = True, shapes
+        config.saved_shapes = shapes
         return config
 
 

@@ -1,6 +1,8 @@
 """Adapters in files: what is saved, that it comes back exactly, and that what does not fit is refused unseen."""
 
+import copy
 import json
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable
@@ -37,6 +39,8 @@ CONFIGS = {
     "siva-saved": SivaConfig(save_bases=True, init_weights=False),
 }
 WEIGHTS = "adapter_model.safetensors"
+#: One layer of the MLP adapted, the other trained whole.
+HEAD = {"target_modules": ["first"], "modules_to_save": ["second"]}
 
 
 def copy_of(config: Any, **options: Any) -> Any:
@@ -85,7 +89,7 @@ class Snapshot:
             "state": {key: value.clone() for key, value in self.model.state_dict().items()},
             "adapters": sorted(getattr(self.model, "peft_config", {})),
             "active": getattr(self.model, "active_adapters", None),
-            "targets": getattr(getattr(self.model, "base_model", None), "targeted_module_names", None),
+            "targets": list(getattr(self.model, "targeted_module_names", ())),
             "output": output_of(self.name, self.model).detach(),
         }
 
@@ -127,24 +131,22 @@ def test_every_structure_comes_back_exactly(kind: str, tmp_path: Path) -> None:
 @each_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [True, False])
-@pytest.mark.parametrize("low", [False, True])
-def test_16_bit_bases_keep_the_numbers(
-    method: str, dtype: torch.dtype, autocast: bool, low: bool, tmp_path: Path
-) -> None:
+def test_16_bit_bases_keep_the_numbers(method: str, dtype: torch.dtype, autocast: bool, tmp_path: Path) -> None:
     base = model_of("llama").to(dtype)
     model = get_peft_model(base, config_of(method, "llama", init_weights=False), autocast_adapter_dtype=autocast)
     wanted = torch.float32 if autocast else dtype
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {wanted}
     model.eval().save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(
-        model_of("llama").to(dtype),
-        tmp_path,
-        is_trainable=True,  # so that both compute alike
-        autocast_adapter_dtype=autocast,
-        low_cpu_mem_usage=low,
-    ).eval()
-    require_equal(numbers(loaded), numbers(model))
-    assert torch.equal(output_of("llama", loaded), output_of("llama", model))
+    for low in (False, True):
+        loaded = PeftModel.from_pretrained(
+            model_of("llama").to(dtype),
+            tmp_path,
+            is_trainable=True,  # so that both compute alike
+            autocast_adapter_dtype=autocast,
+            low_cpu_mem_usage=low,
+        ).eval()
+        require_equal(numbers(loaded), numbers(model))
+        assert torch.equal(output_of("llama", loaded), output_of("llama", model))
 
 
 @each_method
@@ -265,6 +267,7 @@ def test_transformers_own_adapters_are_the_same(method: str, tmp_path: Path) -> 
     assert not torch.allclose(second, wanted, atol=1e-4)
     model.save_pretrained(tmp_path / "ours")
     assert (tmp_path / "ours" / WEIGHTS).exists()
+    assert (tmp_path / "ours" / "README.md").read_text(encoding="utf-8").count("import surm_kernels.peft") == 1
     assert torch.equal(output_of("llama", PeftModel.from_pretrained(model_of("llama"), tmp_path / "ours")), second)
     model.set_adapter("default")
     assert torch.equal(output_of("llama", model), wanted)
@@ -428,21 +431,21 @@ def test_cut_files_are_refused(method: str, kept: int, tmp_path: Path) -> None:
 
 @each_method
 def test_a_missing_head_is_refused(method: str, tmp_path: Path) -> None:
-    folder = saved(method, "bert", tmp_path, modules_to_save=["classifier"])
+    folder = saved(method, "mlp", tmp_path, **HEAD)
     tensors = load_file(folder / WEIGHTS)
-    del tensors[next(key for key in tensors if key.endswith("classifier.bias"))]
+    del tensors[next(key for key in tensors if key.endswith("second.bias"))]
     save_file(tensors, folder / WEIGHTS)
-    require_refused(method, folder, "classifier.bias", "bert", KeyError, modules_to_save=["classifier"])
+    require_refused(method, folder, "second.bias", raised=KeyError, **HEAD)
 
 
 @each_method
 def test_a_misshapen_head_is_refused(method: str, tmp_path: Path) -> None:
-    folder = saved(method, "bert", tmp_path, modules_to_save=["classifier"])
+    folder = saved(method, "mlp", tmp_path, **HEAD)
     tensors = load_file(folder / WEIGHTS)
-    key = next(key for key in tensors if key.endswith("classifier.bias"))
+    key = next(key for key in tensors if key.endswith("second.bias"))
     tensors[key] = tensors[key][:2].clone()
     save_file(tensors, folder / WEIGHTS)
-    require_refused(method, folder, "must have shape", "bert", modules_to_save=["classifier"])
+    require_refused(method, folder, "must have shape", **HEAD)
 
 
 @each_method
@@ -455,11 +458,12 @@ def test_missing_biases_are_refused(method: str, tmp_path: Path) -> None:
 
 
 @each_method
-def test_tensors_of_the_base_are_refused(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"modules_to_save": ["second"]}])
+def test_tensors_of_the_base_are_refused(method: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Biases and heads that the adapter does not train would change the model under every adapter."""
-    adapted("bert", config_of(method, "bert", bias="all", modules_to_save=["classifier"])).save_pretrained(tmp_path)
-    model = adapted("bert", config_of(method, "bert", init_weights=False))
-    before = Snapshot("bert", model)
+    adapted("mlp", config_of(method, "mlp", target_modules=["first"], **options)).save_pretrained(tmp_path)
+    model = adapted("mlp", config_of(method, "mlp", target_modules=["first"], init_weights=False))
+    before = Snapshot("mlp", model)
     with pytest.raises(ValueError, match="are not of this adapter"):
         peft.set_peft_model_state_dict(model, load_file(tmp_path / WEIGHTS))
     before.require_unchanged()
@@ -467,15 +471,15 @@ def test_tensors_of_the_base_are_refused(method: str, tmp_path: Path) -> None:
 
 @each_method
 def test_biases_and_a_head_come_back_beside_another_adapter(method: str, tmp_path: Path) -> None:
-    options = {"init_weights": False, "modules_to_save": ["classifier"]}
-    model = adapted("bert", config_of(method, "bert", bias="all", **options))
+    options = {"init_weights": False, **HEAD}
+    model = adapted("mlp", config_of(method, "mlp", bias="all", **options))
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     assert not any("modules_to_save" in key or "original_module" in key for key in tensors)
-    loaded = adapted("bert", config_of(method, "bert", **options), "first")
-    loaded.load_adapter(tmp_path, "second")
-    loaded.set_adapter("second")
-    assert torch.equal(output_of("bert", loaded), output_of("bert", model))
+    loaded = adapted("mlp", config_of(method, "mlp", **options), "one")
+    loaded.load_adapter(tmp_path, "two")
+    loaded.set_adapter("two")
+    assert torch.equal(output_of("mlp", loaded), output_of("mlp", model))
 
 
 @each_method
@@ -519,6 +523,38 @@ def test_a_pickle_is_refused(method: str, tmp_path: Path) -> None:
     base.require_unchanged()
     with pytest.raises(ValueError, match=r"adapter_model.bin alone"):
         type(config_of(method, "mlp")).from_pretrained(folder)
+
+
+@each_method
+def test_saving_a_pickle_is_warned_of(method: str, tmp_path: Path) -> None:
+    model = adapted("mlp", config_of(method, "mlp"))
+    with pytest.warns(match="refused when it is loaded"):
+        model.save_pretrained(tmp_path, safe_serialization=False)
+
+
+@each_method
+def test_a_configuration_that_was_read_before_changes_nothing(method: str, tmp_path: Path) -> None:
+    folder = saved(method, "mlp", tmp_path)
+    wanted = output_of("mlp", PeftModel.from_pretrained(model_of("mlp"), folder))
+    config = peft.PeftConfig.from_pretrained(folder)
+    assert torch.equal(output_of("mlp", PeftModel.from_pretrained(model_of("mlp"), folder, config=config)), wanted)
+    tensors = load_file(folder / WEIGHTS)
+    _missing(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    base = Snapshot("mlp", model_of("mlp"))
+    with pytest.raises(ValueError, match="are missing"):
+        PeftModel.from_pretrained(base.model, folder, config=peft.PeftConfig.from_pretrained(folder))
+    base.require_unchanged()
+
+
+@each_method
+def test_an_adapter_that_waits_for_its_tensors_is_copied_and_pickled(method: str, tmp_path: Path) -> None:
+    folder = saved(method, "mlp", tmp_path)
+    model = get_peft_model(model_of("mlp"), type(config_of(method, "mlp")).from_pretrained(folder)).eval()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(output_of("mlp", twin), output_of("mlp", model))
+        twin.load_adapter(folder, "default")
+        assert torch.equal(output_of("mlp", twin), output_of("mlp", PeftModel.from_pretrained(model_of("mlp"), folder)))
 
 
 @each_method
@@ -586,8 +622,11 @@ def test_transformers_refuses_what_it_can(method: str, tmp_path: Path) -> None:
     key = next(key for key in tensors if key.endswith(".sizes"))
     tensors[key] = tensors[key] + 1
     save_file(tensors, folder / WEIGHTS)
+    model = model_of("llama")
     with pytest.raises(ValueError, match="must be of a layer of"):
-        model_of("llama").load_adapter(str(folder))
+        model.load_adapter(str(folder))
+    model.delete_adapter("default")
+    assert torch.equal(output_of("llama", model), output_of("llama", model_of("llama")))
 
 
 def test_transformers_refuses_sivas_other_weight(tmp_path: Path) -> None:
