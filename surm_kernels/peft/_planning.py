@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.transformers_weight_conversion import (
     convert_peft_config_for_transformers,
     get_model_conversion_mapping,
@@ -62,9 +63,7 @@ def require_name(model: nn.Module, adapter_name: str) -> None:
     """An adapter's name that PEFT can tell from the parts of parameters' names when it saves the other adapters."""
     if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:
         raise ValueError(f"adapter_name must not be empty and have no dot in it, got {adapter_name!r}")
-    parts = {part for path, module in model.named_modules() if not _is_inside(model, path) for part in path.split(".")}
-    parts.update(name for name, _ in _own_tensors(model))
-    if adapter_name in parts or adapter_name in (*_OURS, *_PEFTS):
+    if adapter_name in (*_OURS, *_PEFTS) or adapter_name in _own_names(model):
         raise ValueError(
             f"adapter_name must not be a part of a parameter's name in the model, got {adapter_name!r}: saving another "
             f"adapter would leave out what is below it"
@@ -81,21 +80,17 @@ def _require_apart(tuner: Any, planned: dict[str, Plan]) -> None:
             )
 
 
-def _is_inside(model: nn.Module, path: str) -> bool:
-    """Whether a path is that of a part of an adapted layer other than its base."""
-    parent: Any = model
-    for part in path.split("."):
-        if isinstance(parent, BaseTunerLayer) and part != "base_layer":
-            return True
-        parent = getattr(parent, part, None)
-    return False
-
-
-def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for path, module in model.named_modules():
-        if not _is_inside(model, path):
-            yield from module.named_parameters(recurse=False)
-            yield from module.named_buffers(recurse=False)
+def _own_names(module: nn.Module) -> Iterator[str]:
+    """Of the parameters, buffers and modules of a model, without what adapters have added."""
+    yield from (name for name, _ in module.named_parameters(recurse=False))
+    yield from (name for name, _ in module.named_buffers(recurse=False))
+    for name, child in module.named_children():
+        is_added = (isinstance(module, BaseTunerLayer) and name != "base_layer") or (
+            isinstance(module, AuxiliaryTrainingWrapper) and name != "original_module"
+        )
+        if not is_added:
+            yield name
+            yield from _own_names(child)
 
 
 def _targets(

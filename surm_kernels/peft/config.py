@@ -177,7 +177,7 @@ class UpdateConfig(PeftConfig):
         """As PEFT does; a folder whose tensors are damaged, or in a pickle alone, is refused."""
         shapes = shapes_in(os.path.join(pretrained_model_name_or_path, subfolder or ""))
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        config.saved_shapes = shapes
+        config.awaits_tensors, config.saved_shapes = True, shapes
         return config
 
 

@@ -70,6 +70,17 @@ def test_a_name_is_refused_where_a_later_structure_has_it() -> None:
     before.require_unchanged()
 
 
+@each_method
+def test_an_adapter_is_made_anew_under_its_name(method: str) -> None:
+    """As in a notebook whose cell runs twice, of which PEFT warns."""
+    options = {"target_modules": ["first"], "modules_to_save": ["second"]}
+    model = model_of("mlp")
+    get_peft_model(model, config_of(method, "mlp", **options))
+    with pytest.warns(match="for a second time|Already found"):
+        again = get_peft_model(model, config_of(method, "mlp", init_weights=False, **options))
+    assert not torch.equal(output_of("mlp", again), output_of("mlp", model_of("mlp")))
+
+
 # Targets and sizes
 
 SIZES: dict[str, tuple[str, dict[str, Any], str]] = {
