@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surm_kernels.nn._adapted import Update
 from surm_kernels.nn._adapted_product import AdaptedProduct
-from surm_kernels.peft import _merging
+from surm_kernels.peft import _merging, _origin
 from surm_kernels.peft._base_layers import place_of, sizes_of
 from surm_kernels.peft._batch import Batch
 from surm_kernels.peft._mixed_product import MixedProduct
@@ -52,6 +52,15 @@ class Fixed(nn.Module):
         if constants:
             fingerprint = structure.fingerprint(*(constants[name] for name in structure.constants))
             self.register_buffer("fingerprint", fingerprint)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what is of another layer or weight: transformers' own loader sets tensors without asking first."""
+        ours = vars(self).get("_buffers", {}).get(name)
+        if ours is not None and name == "sizes":
+            _origin.require_sizes("sizes", ours, value)
+        if ours is not None and name == "fingerprint" and "U" in self._non_persistent_buffers_set:
+            _origin.require_fingerprint("fingerprint", ours, value)
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         exact = self._buffers.get("fingerprint")

@@ -25,6 +25,16 @@ class StructuredTuner(BaseTuner):
         **_MORE_TARGETS,
     }
 
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """As PEFT does; a failure leaves a configuration that the model has under the same name."""
+        configs: dict[str, Any] = getattr(model, "peft_config", {})
+        known = dict(configs)
+        try:
+            super().__init__(model, *args, **kwargs)
+        except BaseException:
+            configs.update(known)
+            raise
+
     def inject_adapter(
         self,
         model: nn.Module,
@@ -34,9 +44,10 @@ class StructuredTuner(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """As PEFT does, after every check: a failure leaves the model as it was."""
-        self._plans = _planning.plans(self, model, adapter_name, state_dict)
-        self._trainable_before = self._trainable_before or _checkpoint.Trainability(model)
+        config: UpdateConfig = self.peft_config[adapter_name]
+        before = _checkpoint.Before(self, model, adapter_name)
         try:
+            self._plans = _planning.plans(self, model, adapter_name, state_dict)
             super().inject_adapter(
                 model,
                 adapter_name,
@@ -44,14 +55,16 @@ class StructuredTuner(BaseTuner):
                 low_cpu_mem_usage=low_cpu_mem_usage,
                 state_dict=state_dict,
             )
+            _checkpoint.require_modules(model, config, adapter_name)
         except BaseException:
-            _checkpoint.undo(self, model, adapter_name)
+            before.restore()
             raise
         finally:
-            del self._plans
+            self._plans = {}
+        self.before = before if config.awaits_tensors else None
 
-    #: Which parameters of the model were trainable before the first adapter.
-    _trainable_before: "_checkpoint.Trainability | None" = None
+    #: What the model was before an adapter that is made to be loaded, until its tensors are there.
+    before: "_checkpoint.Before | None" = None
 
     def _create_and_replace(
         self,
@@ -189,8 +202,17 @@ class StructuredTuner(BaseTuner):
     ) -> dict[str, Tensor]:
         """As PEFT does, and refuses tensors that do not fit before any is copied."""
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        _checkpoint.require_fitting(model, config, adapter_name, state)
+        biases = cls._get_learnable_bias_state_dict(model, model.state_dict(), config)
+        _checkpoint.require_fitting(model, config, adapter_name, state, biases)
         return state
+
+    @classmethod
+    def _get_learnable_bias_state_dict(
+        cls, model: nn.Module, state_dict: dict[str, Tensor], config: UpdateConfig
+    ) -> dict[str, Tensor]:
+        """As PEFT does, but for those of modules that are saved whole: twice in a file they would not be read back."""
+        biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
+        return _checkpoint.biases_outside_wrappers(model, biases)
 
 
 class SurmModel(StructuredTuner):
