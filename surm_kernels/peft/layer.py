@@ -106,6 +106,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         setattr(self, self.fixed_name, nn.ModuleDict())
         self._product = AdaptedProduct()
         self._currents: dict[tuple[str, ...], Current | None] = {}
+        self._acting: Current | None = None  # of the active adapters; found here, since a compiled call makes no Update
         self._flags: dict[tuple[str, str], bool] | None = None
         self.register_buffer("unmerged", None, persistent=False)
 
@@ -207,6 +208,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         self._flags = None
         super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._acting = self.current(self.active_adapters)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Adapters off, or on again with those trainable that were so before."""
@@ -238,20 +240,20 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
 
     # What it computes
 
-    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """(..., in_features) to (..., out_features); `adapter_names` has one for every row of a mixed batch."""
         if self._disable_adapters or self.merged_adapters:
             if self._disable_adapters and self.merged_adapters:
                 self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
+            return self.base_layer(input, *args, **kwargs)
         if adapter_names is not None:
-            return _mixed.forward(self, x, adapter_names, *args, **kwargs)
-        current = self.current(self.active_adapters)
+            return _mixed.forward(self, input, adapter_names, *args, **kwargs)
+        current = self._acting
         if current is None:
-            return self.base_layer(x, *args, **kwargs)
+            return self.base_layer(input, *args, **kwargs)
         if args or kwargs:
-            return self.added(current, self.base_layer(x, *args, **kwargs), x)
-        return self._product(current.update, self.base_layer, x, current.tensors(), self.training)
+            return self.added(current, self.base_layer(input, *args, **kwargs), input)
+        return self._product(current.update, self.base_layer, input, current.tensors(), self.training)
 
     def added(self, current: Current, y: Tensor, x: Tensor) -> Tensor:
         """y, an output of the base for x, with an update added to it."""
