@@ -44,7 +44,10 @@ def plans(tuner: Any, model: nn.Module, adapter_name: str, state: dict[str, Tens
     """
     require_name(model, adapter_name)
     config: UpdateConfig = tuner.peft_config[adapter_name]
-    found = {path: (module, _sizes(model, path, module)) for path, module in _targets(tuner, model, config, state)}
+    found = {
+        path: (module, _sizes(tuner.prefix, model, path, module))
+        for path, module in _targets(tuner, model, config, state)
+    }
     _tell_unmatched_patterns(config, list(found))
     return {path: _plan(config, path, module, sizes) for path, (module, sizes) in found.items()}
 
@@ -97,13 +100,19 @@ def _targets(
     yield from ((path, module) for path, module in own if tuner._check_target_module_exists(config, path))
 
 
-def _sizes(model: nn.Module, path: str, module: nn.Module) -> Any:
-    """Those of a target, which must be a linear layer that its parent calls."""
+def _sizes(prefix: str, model: nn.Module, path: str, module: nn.Module) -> Any:
+    """Those of a target, which must be a linear layer that its parent calls and no other of our methods adapts."""
     parent = model.get_submodule(path.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         raise TypeError(
             f"target_modules must be layers that are called, got {path}: torch.nn.MultiheadAttention reads its weight "
             f"itself, so an update of it would do nothing"
+        )
+    method = getattr(module, "prefix", prefix)
+    if method != prefix:
+        raise TypeError(
+            f"target_modules must be layers with adapters of one method, got {path}, which has such of "
+            f"{method.removesuffix('_').upper()}"
         )
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     sizes = sizes_of(base)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
@@ -82,6 +83,7 @@ class StructuredTuner(BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             layer.train(target.training)
+            layer.is_read = isinstance(parent, nn.TransformerEncoderLayer)  # on its fast path
             self._replace_module(parent, target_name, layer, target)
 
     def layers(self) -> Iterator[tuple[str, StructuredLinear]]:
@@ -89,6 +91,23 @@ class StructuredTuner(BaseTuner):
         for path, module in self.model.named_modules():
             if isinstance(module, StructuredLinear):
                 yield path, module
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        """As PEFT does; modules that are trained whole are frozen afterwards if they were before, as adapters are."""
+        if not enabled and self._trainable_whole is None:
+            whole = [module for module in self.model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+            self._trainable_whole = _checkpoint.Trainability(nn.ModuleList(whole))
+        super()._enable_adapter_layers(enabled)
+        if enabled and self._trainable_whole is not None:
+            self._trainable_whole.restore()
+            self._trainable_whole = None
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        self._trainable_whole = None
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    #: Which parameters of modules that are trained whole were trainable before adapters were switched off.
+    _trainable_whole: "_checkpoint.Trainability | None" = None
 
     # Merging
 
@@ -111,21 +130,20 @@ class StructuredTuner(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
-        layers = list(self.layers())
         if merge:
             self._require_all_mergeable(adapter_names, safe_merge)
-        else:
-            for _, layer in layers:
-                if layer.merged:
-                    layer.unmerge()
+        layers = list(self.layers())
         result = super()._unload_and_optionally_merge(merge, progressbar, False, adapter_names)
         if merge:
-            _merging.report(layers)
+            self.rounding = _merging.report(layers)
         return result
 
     def _require_all_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         if isinstance(adapter_names, str):
             raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
+        for name in adapter_names or ():
+            if name not in self.peft_config:
+                raise ValueError(f"adapter_names must be of {', '.join(self.peft_config)}, got {name!r}")
         for path, layer in self.layers():
             names = layer.active_adapters if adapter_names is None else adapter_names
             if layer.current(names) is None:
