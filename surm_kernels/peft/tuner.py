@@ -94,13 +94,12 @@ class StructuredTuner(BaseTuner):
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         """As PEFT does; modules that are trained whole are frozen afterwards if they were before, as adapters are."""
-        if not enabled and self._trainable_whole is None:
-            whole = [module for module in self.model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
-            self._trainable_whole = _checkpoint.Trainability(nn.ModuleList(whole))
+        whole = [module for module in self.model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        before = self._trainable_whole or _checkpoint.Trainability(nn.ModuleList(whole))
         super()._enable_adapter_layers(enabled)
-        if enabled and self._trainable_whole is not None:
-            self._trainable_whole.restore()
-            self._trainable_whole = None
+        self._trainable_whole = None if enabled else before
+        if enabled:
+            before.restore()
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         self._trainable_whole = None
