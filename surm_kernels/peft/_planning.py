@@ -54,9 +54,8 @@ def plans(tuner: Any, model: nn.Module, adapter_name: str, state: dict[str, Tens
     """
     require_name(model, adapter_name)
     config: UpdateConfig = tuner.peft_config[adapter_name]
-    found = {path: (module, _sizes(model, path, module)) for path, module in _targets(tuner, model, config, state)}
-    for path, (module, _) in found.items():
-        _require_kind(path, module, tuner.layer_class(config))
+    kind = tuner.layer_class(config)
+    found = {path: (m, _sizes(model, path, m, kind)) for path, m in _targets(tuner, model, config, state)}
     _tell_unmatched_patterns(config, list(found))
     if found:  # of none PEFT tells
         _tell_unmatched_names(config, [path for path, _ in model.named_modules()])
@@ -118,24 +117,26 @@ def _targets(
     yield from ((path, module) for path, module in own if tuner._check_target_module_exists(config, path))
 
 
-def _require_called(model: nn.Module, path: str) -> None:
-    """A layer whose parent calls it, and does not read its weight."""
+def _require_called(model: nn.Module, path: str, kind: type[StructuredLinear]) -> None:
+    """A layer whose parent calls it, or reads a weight that can have the update in it."""
     parent = model.get_submodule(path.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         raise TypeError(
             f"target_modules must be layers that are called, got {path}: torch.nn.MultiheadAttention reads its weight "
             f"itself, so an update of it would do nothing"
         )
-    if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+    fast = isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled()
+    if fast and not kind.in_one_product:
         raise TypeError(
             f"target_modules must be layers that are called, got {path}: torch.nn.TransformerEncoderLayer reads its "
             f"weight itself in evaluation, unless torch.backends.mha.set_fastpath_enabled(False) is called before"
         )
 
 
-def _sizes(model: nn.Module, path: str, module: nn.Module) -> Any:
-    """Those of a target, which must be a linear layer that its parent calls."""
-    _require_called(model, path)
+def _sizes(model: nn.Module, path: str, module: nn.Module, kind: type[StructuredLinear]) -> Any:
+    """Those of a target, which must be a linear layer that its parent calls and no adapter of another kind is on."""
+    _require_called(model, path, kind)
+    _require_kind(path, module, kind)
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     sizes = sizes_of(base)
     if sizes is None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
@@ -96,6 +97,7 @@ class StructuredTuner(BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             layer.train(target.training)
+            layer.is_read = isinstance(parent, nn.TransformerEncoderLayer)  # on its fast path
             self._replace_module(parent, target_name, layer, target)
 
     def layer_class(self, config: UpdateConfig) -> type[StructuredLinear]:
@@ -114,6 +116,22 @@ class StructuredTuner(BaseTuner):
         for path, module in self.model.named_modules():
             if isinstance(module, StructuredLinear):
                 yield path, module
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        """As PEFT does; modules that are trained whole are frozen afterwards if they were before, as adapters are."""
+        whole = [module for module in self.model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        before = self._trainable_whole or _checkpoint.Trainability(nn.ModuleList(whole))
+        super()._enable_adapter_layers(enabled)
+        self._trainable_whole = None if enabled else before
+        if enabled:
+            before.restore()
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        self._trainable_whole = None
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    #: Which parameters of modules that are trained whole were trainable before adapters were switched off.
+    _trainable_whole: "_checkpoint.Trainability | None" = None
 
     # Merging
 
@@ -136,22 +154,21 @@ class StructuredTuner(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
-        layers = list(self.adapted_layers())
         if merge:
             self._require_all_mergeable(adapter_names, safe_merge)
-        else:
-            for _, layer in layers:
-                if layer.merged:
-                    layer.unmerge()
+        layers = list(self.adapted_layers())
         result = super()._unload_and_optionally_merge(merge, progressbar, False, adapter_names)
         if merge:
-            _merging.report(layers)
+            self.rounding = _merging.report(layers)
         return result
 
     def _require_all_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         if isinstance(adapter_names, str):
             raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
         owners = _merging.owners(self.model)
+        for name in adapter_names or ():
+            if name not in self.peft_config:
+                raise ValueError(f"adapter_names must be of {', '.join(self.peft_config)}, got {name!r}")
         for path, layer in self.adapted_layers():
             names = layer.active_adapters if adapter_names is None else adapter_names
             if layer.current(names) is None:
@@ -187,14 +204,6 @@ class StructuredTuner(BaseTuner):
         return _mixed.hooks(self, *args, **kwargs)
 
     # Files
-
-    @classmethod
-    def _get_learnable_bias_state_dict(
-        cls, model: nn.Module, state_dict: dict[str, Tensor], config: UpdateConfig
-    ) -> dict[str, Tensor]:
-        """As PEFT does, without the biases of modules to save, which it writes a second time and cannot load."""
-        biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
-        return {key: bias for key, bias in biases.items() if ".modules_to_save." not in key}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -645,14 +645,14 @@ def test_transformers_refuses_sivas_other_weight(tmp_path: Path) -> None:
 def test_saved_bases_serve_another_weight(tmp_path: Path) -> None:
     folder = saved("siva", "mlp", tmp_path, save_bases=True)
     source = PeftModel.from_pretrained(model_of("mlp"), folder)
-    wanted = {path: layer.get_delta_weight("default") for path, layer in source.base_model.layers()}
+    wanted = {path: layer.get_delta_weight("default") for path, layer in source.base_model.adapted_layers()}
     for low in (False, True):
         with torch.no_grad():
             base = model_of("mlp")
             base.first.weight.copy_(torch.eye(16, 12))
             base.second.weight[:, 0].add_(3)
         loaded = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=low)
-        for path, layer in loaded.base_model.layers():
+        for path, layer in loaded.base_model.adapted_layers():
             assert torch.equal(layer.get_delta_weight("default"), wanted[path])
 
 
