@@ -17,6 +17,7 @@ from surm_kernels.peft.config import UpdateConfig
 from surm_kernels.peft.layer import StructuredLinear
 
 _PREFIX = "base_model.model."
+_FSDP = "_fsdp_wrapped_module."  # in names of modules, not of their state
 _SHOWN = 3  # names in a message
 
 
@@ -105,7 +106,8 @@ def _saved_whole(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, Any
 
 def biases_outside_wrappers(model: nn.Module, biases: dict[str, Tensor]) -> dict[str, Tensor]:
     """Biases without those of modules that are saved whole, which have them already."""
-    wrapped = tuple(p + "." for p, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
+    wrappers = [path for path, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    wrapped = tuple(path.removeprefix(_FSDP) + "." for path in wrappers)
     return {key: value for key, value in biases.items() if not key.startswith(wrapped)}
 
 
@@ -137,14 +139,17 @@ def require_fitting(
         holder.start = None
 
 
-def _require_fitting(model: nn.Module, adapter_name: str, state: dict[str, Tensor], biases: Iterable[str]) -> None:
+def _require_fitting(
+    model: nn.Module, adapter_name: str, state: dict[str, Tensor], trained_biases: Iterable[str]
+) -> None:
     everything = model.state_dict()
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
     wanted = _filter_state_dict_by_key_prefixes(everything, prefixes)
-    wanted |= {key: everything[key] for key in biases}
+    wanted |= {key: everything[key] for key in trained_biases}
     wanted |= {key: everything[key] for key in (f"{p}.{name}" for p, _, _, name in _saved_whole(model, adapter_name))}
     given = {key if key in everything else key.removeprefix(_PREFIX): tensor for key, tensor in state.items()}
-    allowed = (*wanted, *(key for key in everything if key.startswith(_embeddings(model))))
+    biases = biases_outside_wrappers(model, {key: t for key, t in everything.items() if key.endswith("bias")})
+    allowed = (*wanted, *biases, *(key for key in everything if key.startswith(_embeddings(model))))
     _tell("are missing", wanted.keys() - given.keys())
     _tell("are not of this adapter", given.keys() - set(allowed))
     for key, ours in wanted.items():

@@ -478,5 +478,6 @@ def test_a_release_that_was_not_tested_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_peft_the_import_says_what_to_install() -> None:
-    program = "import sys; sys.modules['peft'] = None\ntry: import surm_kernels.peft\nexcept ImportError as e: print(e)"
-    assert run(program) == "surm_kernels.peft needs Hugging Face PEFT: pip install 'peft>=0.21'\n"
+    hidden = "import importlib.metadata as m\ndef version(name): raise m.PackageNotFoundError(name)\nm.version = version\n"
+    program = hidden + "try: import surm_kernels.peft\nexcept ImportError as e: print(e)"
+    assert run(program) == "surm_kernels.peft needs peft >= 0.21: pip install 'surm-kernels[peft]'\n"

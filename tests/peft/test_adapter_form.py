@@ -170,7 +170,7 @@ def test_tensors_of_another_kind_are_refused(other: dict) -> None:
     state = peft.get_peft_model_state_dict(adapted_mlp())
     model = get_peft_model(MLP(), SurmConfig(target_modules=["first"], **other))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="surm_b.weight are not of this model"):
+    with pytest.raises(ValueError, match="surm_b.weight are not of this adapter"):
         peft.set_peft_model_state_dict(model, state)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

@@ -244,14 +244,6 @@ def test_switched_off_a_merged_model_is_the_base(method: str) -> None:
     assert torch.equal(output_of("llama", model), wanted)
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-@each_method
-def test_a_head_that_is_tied_to_the_embedding_is_warned_of(method: str) -> None:
-    model = adapted_of(method, "gpt2", target_modules=["lm_head"])
-    with pytest.warns(UserWarning, match=r"tied_target_modules=\['lm_head'\]"):
-        model.merge_adapter()
-
-
 @each_method
 def test_a_merged_model_is_copied_moved_and_converted(method: str) -> None:
     model = adapted_of(method, "mlp")
