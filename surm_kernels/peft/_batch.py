@@ -31,8 +31,9 @@ class Batch:
         if rows == len(self._names) * self._repeats:
             return [name for name in self._names for _ in range(self._repeats)]
         raise ValueError(
-            f"adapter_names must have a name for each of the {rows} rows, got {len(self._names)}; where generate() "
-            f"makes several rows of one, num_beams or num_return_sequences must be among its arguments"
+            f"Length of `adapter_names` should be the same as the number of inputs, but got {len(self._names)} and "
+            f"{rows} respectively; where generate() makes several rows of one, num_beams or num_return_sequences must "
+            f"be among its arguments"
         )
 
     def index(self, adapters: tuple[str, ...], x: Tensor) -> Tensor:

@@ -81,10 +81,13 @@ def _require_names(tuner: Any, names: Any) -> None:
 
 
 def _require_inference(tuner: Any, modules: Sequence[nn.Module]) -> None:
+    """With PEFT's own messages, which its users know."""
     if tuner.training or any(module.training for module in modules):
-        raise ValueError("adapter_names must be None in training mode; call eval() first")
+        raise ValueError("Cannot pass `adapter_names` when the model is in training mode. Call eval() first.")
     if any(module.merged_adapters for module in modules):
-        raise ValueError("adapter_names must be None while adapters are merged; call unmerge_adapter() first")
+        raise ValueError(
+            "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+        )
 
 
 def _repeats(options: dict[str, Any]) -> int:
