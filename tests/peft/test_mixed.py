@@ -133,10 +133,10 @@ def test_gradients_are_those_of_the_rows(method: str) -> None:
         if name == "__base__":
             continue
         model.set_adapter(name)
-        gradients = torch.autograd.grad(model(input_ids=row[None]).logits, trained, own[None], allow_unused=True)
-        wanted = [w if d is None else w + d for w, d in zip(wanted, gradients, strict=True)]
         for parameter in trained:
             parameter.requires_grad_()
+        gradients = torch.autograd.grad(model(input_ids=row[None]).logits, trained, own[None], allow_unused=True)
+        wanted = [w if d is None else w + d for w, d in zip(wanted, gradients, strict=True)]
     for got, exact in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, exact, atol=1e-5, rtol=1e-4)
 
