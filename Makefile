@@ -31,7 +31,7 @@ endef
 
 .NOTPARALLEL:
 .PHONY: help build demo test lint format bench clean distclean test-extension test-avx2 test-baseline test-reference
-.PHONY: sanitize soak gpu-check gpu-bench wheel test-wheel hub-kernel
+.PHONY: test-peft sanitize soak gpu-check gpu-bench wheel test-wheel hub-kernel
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,11 @@ test-reference: $(stamps)/test | build  ## every test of the operators, on the P
 	@echo "== every test of the operators, reference"
 	@if [ -e $(library) ]; then tests="$(reference_tests)"; fi; \
 	SURM_KERNELS_BACKEND=reference $(pytest) -m "not slow" $(PYTEST_ARGS) $$tests
+
+test-peft: $(stamps)/test | build  ## PEFT's own tests with our methods, its releases in turns, and long tests of ours
+	$(bin)/python -m tests.peft.suite --numprocesses=logical $(PYTEST_ARGS)
+	@echo "== our long tests"
+	$(pytest) tests/peft -m slow $(PYTEST_ARGS)
 
 bench: $(stamps)/demo | build  ## measure against torch.fft, dense products and PEFT
 	$(bin)/surm-kernels bench

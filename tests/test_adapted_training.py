@@ -483,6 +483,15 @@ def test_every_structure_compiles_whole(name: str, strategy: str) -> None:
     assert_step(layer, step(compiled, layer, x, g), exact_step(layer, x, g))
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_layer_without_bias_compiles_whole(strategy: str) -> None:
+    torch._dynamo.reset()
+    layer = make(CirculantProduct(12, 8), strategy, bias=False)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, g = tokens_of(layer, 7)
+    assert_step(layer, step(compiled, layer, x, g), exact_step(layer, x, g))
+
+
 @pytest.mark.parametrize(("name", "strategy", "dynamic"), in_turns(list(SMALL), STRATEGIES, (False, True)))
 def test_layers_compile_whole_and_follow_their_parameters(name: str, strategy: str, dynamic: bool) -> None:
     torch._dynamo.reset()

@@ -44,8 +44,6 @@ def is_quantised(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.dtype not in _checks.FLOATING or weight.layout is not torch.strided:
         return True
-    if hasattr(layer, "parametrizations"):
-        return True
     return type(weight) not in (Tensor, nn.Parameter) and type(weight).__module__.split(".")[0] != "torch"
 
 

@@ -39,13 +39,37 @@ def merged(base: nn.Module, weight: Tensor, update: Update, tensors: Sequence[Te
     return rounded, ((rounded.to(change.dtype) - exact).norm() / size).item() if size else 0.0
 
 
-def require_mergeable(layer: Any) -> None:
-    """A base whose weight is a tensor of numbers; codes of a quantised one cannot be added to."""
-    base = layer.get_base_layer()
+def require_mergeable(base: nn.Module) -> None:
+    """A base whose weight is a parameter of numbers; codes of a quantised one cannot be added to."""
+    if isinstance(getattr(base, "weight", None), Tensor) and "weight" not in base._parameters:
+        raise ValueError(
+            f"the weight of {type(base).__name__} is computed from other tensors, as weight_norm does, and what is "
+            f"merged into it would be lost at the next call"
+        )
     if is_quantised(base):
         raise ValueError(
             f"the weight of {type(base).__name__} is quantised, and merging would quantise the update with it: load "
             f"the base in 16 bits to merge"
+        )
+
+
+def owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Path and module of all that have a weight, by the weight's identity."""
+    found: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            found.setdefault(id(weight), []).append((path, module))
+    return found
+
+
+def require_own(base: nn.Module, owners: dict[int, list[tuple[str, nn.Module]]]) -> None:
+    """A base whose weight no other module has, as an embedding does that is tied to the head."""
+    others = [path for path, module in owners[id(base.weight)] if module is not base]
+    if others:
+        raise ValueError(
+            f"the weight is that of {others[0]} as well, which merging would change: untie them first, as by loading "
+            f"the model with tie_word_embeddings=False"
         )
 
 

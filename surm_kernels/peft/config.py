@@ -2,7 +2,8 @@
 
 import math
 import os
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from peft.utils.other import get_pattern_key
 
 from surm_kernels import _checks, siva
 from surm_kernels.nn._strategy import STRATEGIES
+from surm_kernels.peft._activated import Activated
+from surm_kernels.peft._files import is_pickle_alone, shapes_in
 from surm_kernels.peft._register import peft_type
 from surm_kernels.structures import (
     BlockCirculant,
@@ -94,14 +97,29 @@ class UpdateConfig(PeftConfig):
     name = ""
     #: Of the structure's initialisations, that with W = 0.
     start = "paper"
-    #: Whether it was read from a folder whose tensors were not loaded yet.
+    #: Whether it was read from a file and the tensors beside it were not loaded yet.
     awaits_tensors = False
 
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Refuses options that it does not know and that are in use: PEFT leaves out those of a newer version."""
+        known = {each.name for each in fields(cls)}
+        for name, value in options.items():
+            if name not in known and value:
+                raise TypeError(f"{cls.__name__} has no option {name}, got {value!r}; a newer surm-kernels may have it")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        self.awaits_tensors = self.peft_version is not None  # which PEFT enters into files alone
         super().__post_init__()
         self.peft_type = peft_type(self.name)
+        #: By name, the shapes of the tensors in the folder that it was read from.
+        self.saved_shapes: dict[str, tuple[int, ...]] = {}
+        for name in ("target_modules", "exclude_modules", "layers_pattern"):
+            _require_names(name, getattr(self, name), or_string=True)
+        _require_names("modules_to_save", self.modules_to_save, or_string=False)
         self.target_modules = _set_of(self.target_modules)
         self.exclude_modules = _set_of(self.exclude_modules)
+        _require_indices("layers_to_transform", self.layers_to_transform)
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
                 f"layers_to_transform must be None where target_modules is a regular expression, "
@@ -111,11 +129,12 @@ class UpdateConfig(PeftConfig):
             raise ValueError(f"layers_pattern must be None without layers_to_transform, got {self.layers_pattern!r}")
         _checks.require_choice("bias", self.bias, ("none", "all", f"{self.name.lower()}_only"))
         _checks.require_choice("strategy", self.strategy, STRATEGIES)
-        _checks.require_finite("alpha", self.alpha)
-        for key, value in self.alpha_pattern.items():
-            _checks.require_finite(f"alpha_pattern[{key!r}]", value)
-        if not isinstance(self.init_weights, bool):
-            raise TypeError(f"init_weights must be True or False, got {self.init_weights!r}")
+        for name, pattern in self.patterns.items():
+            _require_pattern(name, pattern)
+        for value in (self.alpha, *self.alpha_pattern.values()):
+            _require_number("alpha", value)
+        _require_bool("init_weights", self.init_weights)
+        _checks.require_size("format_version", self.format_version)
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version must be at most {FORMAT_VERSION}, got {self.format_version}: the adapter was saved by "
@@ -141,26 +160,25 @@ class UpdateConfig(PeftConfig):
         raise NotImplementedError
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Writes adapter_config.json, and a line into README.md on what to import."""
+        """Writes adapter_config.json, and a line into README.md on what to import; warns of tensors in a pickle."""
         super().save_pretrained(save_directory, **kwargs)
+        if is_pickle_alone(save_directory):
+            warnings.warn(
+                f"{save_directory} has the adapter as a pickle, which is refused when it is loaded: save it with "
+                f"safe_serialization=True",
+                stacklevel=2,
+            )
         readme = Path(save_directory) / "README.md"
-        text = readme.read_text() if readme.exists() else ""
+        text = readme.read_text(encoding="utf-8") if readme.exists() else ""
         if "import surm_kernels.peft" not in text:
-            readme.write_text(text + _README.format(name=self.name))
+            readme.write_text(text + _README.format(name=self.name), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
-        """As PEFT does; a folder whose adapter is a pickle alone is refused."""
-        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
-        if os.path.isfile(os.path.join(folder, "adapter_model.bin")) and not os.path.isfile(
-            os.path.join(folder, "adapter_model.safetensors")
-        ):
-            raise ValueError(
-                f"the adapter must be in adapter_model.safetensors, got adapter_model.bin alone in {folder}: pickled "
-                f"files are not read, since they may hold more than tensors"
-            )
+        """As PEFT does; a folder whose tensors are damaged, or in a pickle alone, is refused."""
+        shapes = shapes_in(os.path.join(pretrained_model_name_or_path, subfolder or ""))
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        config.awaits_tensors = True
+        config.awaits_tensors, config.saved_shapes = True, shapes
         return config
 
 
@@ -181,8 +199,11 @@ class SurmConfig(UpdateConfig):
         rank: of "ldr", by default 4.
         rank_pattern: other ranks for some layers.
         form: "lora" for x W0^T + alpha x W^T; "adapter" for an adapter after the layer (Houlsby et al., 2019),
-            Y = X + GELU(W X) + b on its outputs X.
-        adapter_bias: whether the adapter form has its b.
+            Y = X + alpha GELU(W X) + b on its outputs X. By default there are two in a block, on the
+            projections whose outputs are added to the residual, attention's and the feed-forward layer's;
+            target_modules names other ones. W is square, of the size of X. Several active adapters add what each makes
+            of the same X. Adapters of this form cannot be merged, and a layer takes adapters of one form.
+        adapter_bias: whether the adapter form has its b, which starts from 0.
     """
 
     structure: str = "circulant"
@@ -203,8 +224,11 @@ class SurmConfig(UpdateConfig):
         if self.init not in _initialisations(self.structure):
             raise ValueError(f"init must be 'paper' for structure {self.structure!r}, got {self.init!r}")
         _checks.require_choice("form", self.form, ("lora", "adapter"))
+        _require_bool("adapter_bias", self.adapter_bias)
         _require_option("block_size", self.block_size, self.block_size_pattern, self.structure, _WITH_BLOCKS)
         _require_option("rank", self.rank, self.rank_pattern, self.structure, _WITH_RANK)
+        if self.form == "adapter":
+            self._require_adapter_options()
 
     @property
     def start(self) -> str:  # type: ignore[override]
@@ -221,7 +245,18 @@ class SurmConfig(UpdateConfig):
         if self.structure in _WITH_RANK:
             rank = self.value("rank", path)
             options["rank"] = DEFAULT_RANK if rank is None else rank
-        return _STRUCTURES[self.structure](in_features, out_features, **options)
+        structure = _STRUCTURES[self.structure](in_features, out_features, **options)
+        return Activated(structure, self.adapter_bias) if self.form == "adapter" else structure
+
+    def _require_adapter_options(self) -> None:
+        """Refuses what has no meaning for an adapter after a layer, which needs a residual and has no matrix."""
+        if self.target_modules == "all-linear":
+            raise ValueError(
+                'target_modules must name output projections where form is "adapter", got "all-linear": such adapters '
+                "stand before a residual"
+            )
+        if self.strategy == "merged":
+            raise ValueError('strategy must be "auto" or "direct" where form is "adapter", got "merged"')
 
 
 @dataclass(kw_only=True)
@@ -297,13 +332,14 @@ class SivaConfig(UpdateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for value in (self.perc, *self.perc_pattern.values()):
-            _checks.require_number("perc", value)
+            _require_number("perc", value)
             if not 0 < value <= 1:
                 raise ValueError(f"perc must be above 0 and at most 1, got {value}")
         _checks.require_choice("rule", self.rule, siva.RULES)
         _checks.require_choice("basis", self.basis, siva.BASES)
         _checks.require_choice("precision", self.precision, siva.PRECISIONS)
         _checks.require_int("seed", self.seed)
+        _require_bool("save_bases", self.save_bases)
         if self.k is not None:
             _checks.require_size("k", self.k)
 
@@ -311,6 +347,38 @@ class SivaConfig(UpdateConfig):
 def _set_of(names: Any) -> Any:
     """Lists of names as sets, as PEFT has them."""
     return set(names) if isinstance(names, (list, tuple)) else names
+
+
+def _require_names(name: str, value: Any, or_string: bool) -> None:
+    """None, or a collection of strings, or where that is allowed one string."""
+    if value is None or (or_string and isinstance(value, str)):
+        return
+    if not isinstance(value, (list, tuple, set)) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{name} must be {'a string or ' if or_string else ''}a list of strings, got {value!r}")
+
+
+def _require_indices(name: str, value: Any) -> None:
+    """None, an int, or ints."""
+    for each in value if isinstance(value, (list, tuple, set)) else [value]:
+        if value is not None and (isinstance(each, bool) or not isinstance(each, int)):
+            raise TypeError(f"{name} must be an int or a list of ints, got {value!r}")
+
+
+def _require_pattern(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} must be a dict from names of layers to values, got {value!r}")
+
+
+def _require_number(name: str, value: Any) -> None:
+    """A finite number."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a real number, got bool")
+    _checks.require_finite(name, value)
+
+
+def _require_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def _initialisations(structure: str) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from surm_kernels.nn._adapted import Update
 from surm_kernels.nn._adapted_product import AdaptedProduct
-from surm_kernels.peft import _merging
+from surm_kernels.nn._kept import no_inference_tensors
+from surm_kernels.peft import _merging, _origin
 from surm_kernels.peft._base_layers import place_of, sizes_of
 from surm_kernels.peft._batch import Batch
 from surm_kernels.peft._mixed_product import MixedProduct
@@ -53,6 +54,15 @@ class Fixed(nn.Module):
             fingerprint = structure.fingerprint(*(constants[name] for name in structure.constants))
             self.register_buffer("fingerprint", fingerprint)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what is of another layer or weight: transformers' own loader sets tensors without asking first."""
+        ours = vars(self).get("_buffers", {}).get(name)
+        if ours is not None and name == "sizes":
+            _origin.require_sizes("sizes", ours, value)
+        if ours is not None and name == "fingerprint" and "U" in self._non_persistent_buffers_set:
+            _origin.require_fingerprint("fingerprint", ours, value)
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         exact = self._buffers.get("fingerprint")
         super()._apply(fn, recurse)
@@ -82,8 +92,12 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
 
     #: Of the attributes with parameters.
     prefix = ""
+    #: Whether updates are of the base's input, so that base and updates may be one product.
+    in_one_product = True
     #: The base's weight as it was, while adapters are merged into it.
     unmerged: Tensor | None
+    #: Whether the module that has the layer may multiply by its weight instead of calling it.
+    is_read = False
 
     # PEFT's own, for the type checker.
     get_base_layer: Callable[[], Any]
@@ -109,6 +123,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         self._product = AdaptedProduct()
         self.mixed = MixedProduct()
         self._currents: dict[tuple[str, ...], Current | None] = {}
+        self._acting: Current | None = None  # of the active adapters; found here, since a compiled call makes no Update
         self._flags: dict[tuple[str, str], bool] | None = None
         self.register_buffer("unmerged", None, persistent=False)
 
@@ -204,8 +219,13 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         return [modules[adapter_name] for modules in containers if adapter_name in modules]
 
     def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT does, but adapters that stay active stay frozen where they were."""
+        stay = [name for name in self.active_adapters if name != adapter_name]
+        flags = [(t.weight, t.weight.requires_grad) for name in stay for t in self.trained(name)]
         self._forget()
         super().delete_adapter(adapter_name)
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
 
     def _forget(self) -> None:
         """What was found of adapters, when one is added or deleted."""
@@ -215,6 +235,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         self._flags = None
         super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._acting = self.current(self.active_adapters)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Adapters off, or on again with those trainable that were so before."""
@@ -246,20 +267,31 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
 
     # What it computes
 
-    def forward(self, x: Tensor, *args: Any, adapter_names: Batch | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, adapter_names: Batch | None = None, **kwargs: Any) -> Tensor:
         """(..., in_features) to (..., out_features); `adapter_names` are those of a mixed batch, for every row."""
         if self._disable_adapters or self.merged_adapters:
             if self._disable_adapters and self.merged_adapters:
                 self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
+            return self.base_layer(input, *args, **kwargs)
         if adapter_names is not None:
-            return self.mixed(self, self.base_layer(x, *args, **kwargs), x, adapter_names)
-        current = self.current(self.active_adapters)
+            return self.mixed(self, self.base_layer(input, *args, **kwargs), input, adapter_names)
+        current = self._acting
         if current is None:
-            return self.base_layer(x, *args, **kwargs)
-        if args or kwargs:
-            return self.added(current, self.base_layer(x, *args, **kwargs), x)
-        return self._product(current.update, self.base_layer, x, current.tensors(), self.training)
+            return self.base_layer(input, *args, **kwargs)
+        if args or kwargs or not self.in_one_product:
+            return self.added(current, self.base_layer(input, *args, **kwargs), input)
+        return self._product(current.update, self.base_layer, input, current.tensors(), self.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's, as PEFT has it; with the update where somebody multiplies by it, see `is_read`."""
+        base = self.get_base_layer()
+        if self._disable_adapters and self.merged_adapters:
+            self.unmerge()
+        current = None if self._disable_adapters or self.merged_adapters else self._acting
+        if current is None or not self.is_read:
+            return base.weight
+        return self._product.weight(current.update, base.weight, current.tensors())
 
     def added(self, current: Current, y: Tensor, x: Tensor) -> Tensor:
         """y, an output of the base for x, with an update added to it."""
@@ -298,6 +330,10 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         weight = base.weight.data if self.unmerged is None else self.unmerged
         return _merging.merged(base, weight, current.update, current.tensors())
 
+    def require_mergeable(self) -> None:
+        """Raises ValueError where no adapter can be added to the base's weight."""
+        _merging.require_mergeable(self.get_base_layer())
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Adds adapters to the base's weight, by default the active ones; the weight as it was is kept.
 
@@ -308,8 +344,9 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.structures]
         if not names:
             return
-        _merging.require_mergeable(self)
-        found = self.merged_weight(names)
+        self.require_mergeable()
+        with no_inference_tensors():  # which could not be trained on
+            found = self.merged_weight(names)
         assert found is not None
         weight, self.rounded_away = found
         if safe_merge:
@@ -329,8 +366,20 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         self.get_base_layer().weight.data = self.unmerged
-        self.unmerged = None
+        self.unmerged = self.rounded_away = None
         self.merged_adapters.clear()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The base alone, with adapters merged into it or as it was; nothing more than it is kept."""
+        if merge:
+            self.merge(safe_merge, adapter_names)
+        elif self.merged:
+            self.unmerge()
+        self.unmerged = None
+        self.refresh()
+        return self.get_base_layer()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

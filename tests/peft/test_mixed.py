@@ -57,7 +57,7 @@ def mixed(model: Any, names: Sequence[str] = NAMES, ids: Tensor = IDS) -> Tensor
 
 def products(model: Any, kind: type) -> list[Any]:
     """Those of a kind that the layers have kept."""
-    kept = [layer.mixed._parts for _, layer in model.base_model.layers()]
+    kept = [layer.mixed._parts for _, layer in model.base_model.adapted_layers()]
     return [part for parts in kept if parts for part in parts[1] if isinstance(part, kind)]
 
 

@@ -41,7 +41,7 @@ def test_the_output_is_that_of_the_weights_plus_the_updates(method: str, name: s
     adapted = get_peft_model(model_of(name), config_of(method, name, init_weights=False, alpha=3.0)).double()
     found = output_of(name, adapted) if name not in ("mlp", "vit") else None
     reference = model_of(name).double()
-    for key, layer in adapted.base_model.layers():
+    for key, layer in adapted.base_model.adapted_layers():
         weight = reference.get_submodule(key).weight
         weight.data += layer.get_delta_weight("default")
         assert layer.get_delta_weight("default").abs().max() > 0
@@ -62,7 +62,7 @@ def test_adapters_are_switched_added_and_deleted(method: str) -> None:
     adapted.base_model.set_adapter(["one", "two"])
     both = output_of("llama", adapted)
     reference = model_of("llama")
-    for key, layer in adapted.base_model.layers():
+    for key, layer in adapted.base_model.adapted_layers():
         weight = reference.get_submodule(key).weight
         weight.data += layer.get_delta_weight("one") + layer.get_delta_weight("two")
     torch.testing.assert_close(both, output_of("llama", reference))
@@ -91,7 +91,7 @@ def test_all_linear_and_regular_expressions_choose_layers(method: str, name: str
     adapted = get_peft_model(model_of(name), config_of(method, name, target_modules="all-linear", task_type=task))
     linear = (torch.nn.Linear, peft.tuners.tuners_utils.Conv1D)
     count = sum(isinstance(module, linear) for module in model_of(name).modules())
-    assert len(list(adapted.base_model.layers())) == count - 1  # the head stays as it is
-    (first, _), *_ = adapted.base_model.layers()
+    assert len(list(adapted.base_model.adapted_layers())) == count - 1  # the head stays as it is
+    (first, _), *_ = adapted.base_model.adapted_layers()
     one = get_peft_model(model_of(name), config_of(method, name, target_modules=first.replace(".", r"\.")))
-    assert [path for path, _ in one.base_model.layers()] == [first]
+    assert [path for path, _ in one.base_model.adapted_layers()] == [first]
