@@ -20,6 +20,17 @@ _PREFIX = "base_model.model."
 _SHOWN = 3  # names in a message
 
 
+class Trainability:
+    """Which parameters of a module are trainable, to be put back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+
+    def restore(self) -> None:
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+
+
 class Before:
     """A model before an adapter, to be put back where the adapter is refused."""
 
@@ -27,15 +38,14 @@ class Before:
         self.adapter_name = adapter_name
         self._tuner, self._model = tuner, model
         self._had = any(adapter_name in _adapters_of(layer) for _, layer in _tuner_layers(model))
-        self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._trainability = Trainability(model)
         self._targeted = list(tuner.targeted_module_names)
 
     def restore(self) -> None:
         """Takes the adapter off; one that the model had before under the same name stays."""
         if not self._had:
             _remove(self._model, self.adapter_name)
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
+        self._trainability.restore()
         self._tuner.targeted_module_names[:] = self._targeted
         self._tuner.peft_config.pop(self.adapter_name, None)
         if not self._tuner.peft_config:
