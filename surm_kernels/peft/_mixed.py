@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from surm_kernels.peft._batch import BASE, Batch
-from surm_kernels.peft.layer import StructuredLinear
+from surm_kernels.peft.layer import adapted
 
 _SHOWN = 10  # names of adapters that there are, in a message
 
@@ -33,7 +33,7 @@ def hooks(tuner: Any, *args: Any, adapter_names: Sequence[str] | None = None, **
         yield
         return
     _require_names(tuner, adapter_names)
-    modules = list(_adapted(tuner.model))
+    modules = list(adapted(tuner.model))
     _require_inference(tuner, modules)
     hook = _hook(Batch(adapter_names, _repeats(options)))
     handles: list[RemovableHandle] = []
@@ -57,15 +57,6 @@ def _hook(batch: Batch) -> Any:
         return args, {**kwargs, "adapter_names": names}
 
     return give
-
-
-def _adapted(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules with adapters, without a look at what they consist of: that would take longer with every adapter."""
-    if isinstance(module, (StructuredLinear, AuxiliaryTrainingWrapper)):
-        yield module
-        return
-    for child in module.children():
-        yield from _adapted(child)
 
 
 def _require_names(tuner: Any, names: Any) -> None:

@@ -79,8 +79,9 @@ def require_name(model: nn.Module, adapter_name: str) -> None:
 def _require_apart(tuner: Any, planned: dict[str, Plan]) -> None:
     """No adapter called as a container of the trained tensors of all adapters."""
     parameters = {name for plan in planned.values() for name in plan.structure.parameter_shapes()}
+    containers = {tuner.prefix + name for name in (*parameters, "fixed")}
     for adapter_name in tuner.peft_config:
-        if adapter_name in {tuner.prefix + name for name in (*parameters, "fixed")}:
+        if adapter_name in containers:
             raise ValueError(
                 f"adapter_name must not be a part of a parameter's name in the model, got {adapter_name!r}"
             )

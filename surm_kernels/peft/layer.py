@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from surm_kernels.nn._adapted import Update
@@ -98,6 +100,8 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
     unmerged: Tensor | None
     #: Whether the module that has the layer may multiply by its weight instead of calling it.
     is_read = False
+    #: While it names an adapter, who goes through the modules sees no other one.
+    shown: str | None = None
 
     # PEFT's own, for the type checker.
     get_base_layer: Callable[[], Any]
@@ -112,7 +116,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self._active_adapter = adapter_name
+        self._active_adapter: str | list[str] = adapter_name
         self.cast_input_dtype_enabled = True  # which PEFT reads of every layer
         self.structures: dict[str, Structure] = {}
         self.alphas: dict[str, float] = {}
@@ -182,8 +186,32 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         if awaits_tensors:
             for holder in holders:
                 holder.start = holder.weight.detach().clone()
+        for holder in holders:
+            holder.requires_grad_(adapter_name in self.active_adapters and not inference_mode)
         self._forget()
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+        self._acting = self.current(self.active_adapters)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As torch does, without the adapters that are not shown."""
+        if self.shown is None:
+            yield from super().named_modules(memo, prefix, remove_duplicate)
+            return
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        if remove_duplicate:
+            memo.add(self)
+        yield prefix, self
+        start = prefix + "." if prefix else ""
+        yield from self.base_layer.named_modules(memo, f"{start}base_layer", remove_duplicate)
+        for container in (*self.adapter_layer_names, self.fixed_name):
+            modules = getattr(self, container)
+            yield start + container, modules
+            if self.shown in modules:
+                path = f"{start}{container}.{self.shown}"
+                yield from modules[self.shown].named_modules(memo, path, remove_duplicate)
 
     def current(self, adapter_names: Sequence[str]) -> Current | None:
         """The update of some adapters together; None where this layer has none of them."""
@@ -233,8 +261,13 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
         self.mixed.clear()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """As PEFT does, in the adapters that are shown."""
         self._flags = None
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in self.structures if self.shown is None else (self.shown,):
+            for holder in self.trained(name):
+                holder.requires_grad_(name in names and not inference_mode)
+        self._active_adapter = names
         self._acting = self.current(self.active_adapters)
 
     def enable_adapters(self, enabled: bool) -> None:
@@ -404,6 +437,28 @@ class SivaLinear(StructuredLinear):
     """A layer adapted by SiVA."""
 
     prefix = "siva_"
+
+
+def adapted(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules with adapters, without a look at what they consist of: that would take longer with every adapter."""
+    if isinstance(module, (StructuredLinear, AuxiliaryTrainingWrapper)):
+        yield module
+        return
+    for child in module.children():
+        yield from adapted(child)
+
+
+@contextmanager
+def showing(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """While one adapter is added, no other is seen: PEFT looks through all modules several times."""
+    layers = [module for module in adapted(model) if isinstance(module, StructuredLinear)]
+    try:
+        for layer in layers:
+            layer.shown = adapter_name
+        yield
+    finally:
+        for layer in layers:
+            layer.shown = None
 
 
 @torch.no_grad()

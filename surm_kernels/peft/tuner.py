@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surm_kernels.peft import _checkpoint, _lora_export, _merging, _mixed, _planning
 from surm_kernels.peft._adapter_form import SurmAdapterLinear, output_projections
 from surm_kernels.peft.config import SurmConfig, UpdateConfig
-from surm_kernels.peft.layer import HydraLinear, SivaLinear, StructuredLinear, SurmLinear
+from surm_kernels.peft.layer import HydraLinear, SivaLinear, StructuredLinear, SurmLinear, showing
 
 #: Query and value projections of the architectures that PEFT's table lacks.
 _MORE_TARGETS = {name: ["q_proj", "v_proj"] for name in ("vit", "dinov2", "dinov2_with_registers", "deit", "clip")}
@@ -45,17 +45,21 @@ class StructuredTuner(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """As PEFT does, after every check: a failure leaves the model as it was."""
+        with showing(model, adapter_name):
+            self._inject(
+                model,
+                adapter_name,
+                state_dict,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+            )
+
+    def _inject(self, model: nn.Module, adapter_name: str, state: dict[str, Tensor] | None, **options: bool) -> None:
         config: UpdateConfig = self.peft_config[adapter_name]
         before = _checkpoint.Before(self, model, adapter_name)
         try:
-            self._plans = _planning.plans(self, model, adapter_name, state_dict)
-            super().inject_adapter(
-                model,
-                adapter_name,
-                autocast_adapter_dtype=autocast_adapter_dtype,
-                low_cpu_mem_usage=low_cpu_mem_usage,
-                state_dict=state_dict,
-            )
+            self._plans = _planning.plans(self, model, adapter_name, state)
+            super().inject_adapter(model, adapter_name, state_dict=state, **options)
             _checkpoint.require_modules(model, config, adapter_name)
         except BaseException:
             before.restore()
@@ -63,6 +67,10 @@ class StructuredTuner(BaseTuner):
         finally:
             self._plans = {}
         self.before = before if config.awaits_tensors else None
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        with showing(self.model, adapter_name):
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
     #: What the model was before an adapter that is made to be loaded, until its tensors are there.
     before: "_checkpoint.Before | None" = None

@@ -478,6 +478,8 @@ def test_a_release_that_was_not_tested_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_peft_the_import_says_what_to_install() -> None:
-    hidden = "import importlib.metadata as m\ndef version(name): raise m.PackageNotFoundError(name)\nm.version = version\n"
+    hidden = (
+        "import importlib.metadata as m\ndef version(name): raise m.PackageNotFoundError(name)\nm.version = version\n"
+    )
     program = hidden + "try: import surm_kernels.peft\nexcept ImportError as e: print(e)"
     assert run(program) == "surm_kernels.peft needs peft >= 0.21: pip install 'surm-kernels[peft]'\n"

@@ -1,10 +1,12 @@
 """Mixed batches: every row gets what it gets alone with its adapter; what changes in between, and what is refused."""
 
 import copy
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -344,6 +346,57 @@ def test_a_call_looks_only_at_the_adapters_of_its_batch() -> None:
             module.__dict__["key"], module.__dict__["looked_at"] = key, looked_at
     mixed(model, ["one", "three"] * 3)
     assert looked_at and not any(".two" in key for key in looked_at)
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many functions of Python are called."""
+    count = 0
+
+    def see(frame: object, event: str, _: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def growth(make: Callable[[], Any]) -> float:
+    """How many calls adding an adapter takes more for every adapter that is there."""
+    model = get_peft_model(model_of("bert"), make(), adapter_name="a0")
+    counts = [calls_of(lambda number=number: model.add_adapter(f"a{number}", make())) for number in range(1, 20)]
+    return (counts[-1] - counts[2]) / 16
+
+
+@each_method
+def test_adding_an_adapter_takes_no_more_for_those_that_are_there_than_c3a_does(method: str) -> None:
+    c3a = growth(lambda: peft.C3AConfig(block_size=16, target_modules=["query", "value"]))
+    assert growth(lambda: config_of(method, "bert", target_modules=["query", "value"])) <= c3a
+
+
+@each_method
+def test_adding_an_adapter_leaves_the_others_as_they_are(method: str) -> None:
+    model = get_peft_model(model_of("bert"), config_of(method, "bert", inference_mode=True), adapter_name="one")
+    flags = {key: p.requires_grad for key, p in model.named_parameters()}
+    assert not any(flags.values())
+    model.add_adapter("two", config_of(method, "bert"))
+    assert {key: p.requires_grad for key, p in model.named_parameters() if ".two." not in key} == flags
+    model.set_adapter("two")
+    flags = {key: p.requires_grad for key, p in model.named_parameters()}
+    assert {key for key, flag in flags.items() if flag} == {k for k in flags if ".two.weight" in k}
+    model.add_adapter("three", config_of(method, "bert"))
+    found = {key: p.requires_grad for key, p in model.named_parameters()}
+    assert found == {**{key: False for key in found}, **flags}
+    assert len(list(model.named_modules())) == len({key for key, _ in model.named_modules()})
+    names = {key.split(".")[-2] for key in found if f".{method}_" in key}
+    assert names == {"one", "two", "three"}
+    with pytest.raises(ValueError, match="not"):
+        model.add_adapter("four", config_of(method, "bert", target_modules=["nothing"]))
+    assert {key: p.requires_grad for key, p in model.named_parameters()} == found
 
 
 class _Watched(nn.Module):

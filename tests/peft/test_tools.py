@@ -405,7 +405,10 @@ def test_a_layer_takes_adapters_of_one_method() -> None:
     model = model_of("llama")
     inject_adapter_in_model(config_of("surm", "llama"), model, "one")
     names = set(model.state_dict())
-    with pytest.warns(UserWarning, match="Already found"), pytest.raises(ValueError, match=r"self_attn.*beside SurmLinear"):
+    with (
+        pytest.warns(UserWarning, match="Already found"),
+        pytest.raises(ValueError, match=r"self_attn.*beside SurmLinear"),
+    ):
         inject_adapter_in_model(config_of("hydra", "llama"), model, "two")
     assert set(model.state_dict()) == names
 
