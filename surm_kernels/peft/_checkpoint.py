@@ -149,7 +149,8 @@ def _require_fitting(
     wanted |= {key: everything[key] for key in (f"{p}.{name}" for p, _, _, name in _saved_whole(model, adapter_name))}
     given = {key if key in everything else key.removeprefix(_PREFIX): tensor for key, tensor in state.items()}
     biases = biases_outside_wrappers(model, {key: t for key, t in everything.items() if key.endswith("bias")})
-    allowed = (*wanted, *biases, *(key for key in everything if key.startswith(_embeddings(model))))
+    starts = _embeddings(model)
+    allowed = (*wanted, *biases, *(key for key in everything if key.startswith(starts)))
     _tell("are missing", wanted.keys() - given.keys())
     _tell("are not of this adapter", given.keys() - set(allowed))
     for key, ours in wanted.items():
