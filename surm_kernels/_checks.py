@@ -54,7 +54,7 @@ def require_int(name: str, value: Any) -> None:
 
 def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """One of a few strings."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 

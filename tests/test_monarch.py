@@ -74,3 +74,10 @@ def test_blocks_that_do_not_divide_are_refused() -> None:
         Monarch(12, 12, blocks=5)
     with pytest.raises(ValueError, match="inner_blocks must divide out_features, got 3 for 8"):
         Monarch(12, 8)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(48, 16), (896, 128), (3584, 512), (7, 5), (12, 12)])
+def test_there_is_one_that_fits_any_sizes(columns: int, rows: int) -> None:
+    structure = Monarch.fitting(columns, rows)
+    assert (structure.in_features, structure.out_features) == (columns, rows)
+    assert Monarch.fitting(12, 12) == Monarch(12, 12)

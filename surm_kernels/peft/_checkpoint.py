@@ -170,13 +170,15 @@ def _embeddings(model: nn.Module) -> tuple[str, ...]:
 
 
 def _require_origin(key: str, ours: Tensor, given: dict[str, Tensor]) -> None:
-    """The same sizes of layers, and the same bases unless the tensors bring theirs."""
+    """The same sizes of layers and structures, and the same bases unless the tensors bring theirs."""
     place, _, name = key.rpartition(".")
     theirs = given[key]
     if theirs.shape != ours.shape or theirs.is_floating_point() != ours.is_floating_point():
         return
     if name == "sizes":
         _origin.require_sizes(place, ours, theirs)
+    if name == "identity":
+        _origin.require_identity(key, ours, theirs)
     if name == "fingerprint" and not all(f"{place}.{basis}" in given for basis in ("U", "V")):
         _origin.require_fingerprint(key, ours, theirs)
 

@@ -35,6 +35,8 @@ class MixedProduct:
 
     def __call__(self, layer: Any, y: Tensor, x: Tensor, batch: Batch) -> Tensor:
         """y, the base's output for x, with every row's update added to it."""
+        if x.dim() < 2:
+            raise ValueError(f"adapter_names is of rows, got an input of shape {tuple(x.shape)}, which has none")
         batch.names(x.shape[0])
         parts = self._parts
         if parts is None or parts[0] != batch.adapters:

@@ -25,7 +25,7 @@ from surm_kernels.structures import Siva, Structure
 
 #: Names of tensors and modules of our layers and of PEFT's wrappers, which an adapter must not have: saving tells
 #: adapters by such parts.
-_OURS = ("base_layer", "weight", "sizes", "fingerprint", "U", "V", "unmerged")
+_OURS = ("base_layer", "weight", "sizes", "identity", "fingerprint", "U", "V", "unmerged")
 _PEFTS = ("base_model", "model", "modules_to_save", "original_module", "token_adapter", "trainable_tokens_delta")
 
 #: Of which PEFT asks for those that a task has, there or not.

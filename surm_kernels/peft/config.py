@@ -245,7 +245,8 @@ class SurmConfig(UpdateConfig):
         if self.structure in _WITH_RANK:
             rank = self.value("rank", path)
             options["rank"] = DEFAULT_RANK if rank is None else rank
-        structure = _STRUCTURES[self.structure](in_features, out_features, **options)
+        make = Monarch.fitting if self.structure == "monarch" else _STRUCTURES[self.structure]
+        structure = make(in_features, out_features, **options)
         return Activated(structure, self.adapter_bias) if self.form == "adapter" else structure
 
     def _require_adapter_options(self) -> None:

@@ -38,18 +38,24 @@ class Trained(nn.Module):
 
 
 class Fixed(nn.Module):
-    """What an adapter has beside its trained tensors: sizes of its layer and, of SiVA, constants and their fingerprint.
+    """What an adapter has beside its trained tensors: where it comes from and, of SiVA, its constants.
 
-    Sizes and fingerprint are saved, so that a file of another model is known before it is loaded.
+    Sizes, the structure's identity and the fingerprint of the constants are saved, so that a file of another model or
+    structure is known before it is loaded.
     """
 
     sizes: Tensor
+    identity: Tensor
     fingerprint: Tensor
 
-    def __init__(self, structure: Structure, constants: dict[str, Tensor], device: Any, save: bool) -> None:
+    def __init__(
+        self, structure: Structure, alpha: float, constants: dict[str, Tensor], device: Any, save: bool
+    ) -> None:
         super().__init__()
         sizes = [structure.out_features, structure.in_features]
         self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.int64, device=device))
+        identity = _origin.identity(structure, alpha)
+        self.register_buffer("identity", torch.tensor(identity, dtype=torch.int64, device=device))
         for name, constant in constants.items():
             self.register_buffer(name, constant, persistent=save)
         if constants:
@@ -61,6 +67,8 @@ class Fixed(nn.Module):
         ours = vars(self).get("_buffers", {}).get(name)
         if ours is not None and name == "sizes":
             _origin.require_sizes("sizes", ours, value)
+        if ours is not None and name == "identity":
+            _origin.require_identity("identity", ours, value)
         if ours is not None and name == "fingerprint" and "U" in self._non_persistent_buffers_set:
             _origin.require_fingerprint("fingerprint", ours, value)
         super().__setattr__(name, value)
@@ -165,7 +173,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
             awaits_tensors: whether the adapter is made to be loaded.
         """
         device, dtype = place_of(self.get_base_layer())
-        fixed = Fixed(structure, constants, device, save_constants)
+        fixed = Fixed(structure, alpha, constants, device, save_constants)
         getattr(self, self.fixed_name)[adapter_name] = fixed
         self.structures[adapter_name], self.alphas[adapter_name] = structure, alpha
         self.strategies[adapter_name] = strategy

@@ -43,6 +43,13 @@ class Monarch(ComposedStructure):
             if whole % divisor:
                 raise ValueError(f"{name} must divide {whole_name}, got {divisor} for {whole}")
 
+    @classmethod
+    def fitting(cls, in_features: int, out_features: int) -> "Monarch":
+        """The one by default; where k does not divide out_features, q is the divisor nearest to its square root."""
+        blocks = _divisor_nearest_root(in_features)
+        inner = blocks if out_features % blocks == 0 else _divisor_nearest_root(out_features)
+        return cls(in_features, out_features, blocks, inner)
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         k, q = self.blocks, self.inner_blocks
         return {"L": (q, self.out_features // q, k), "R": (k, q, self.in_features // k)}

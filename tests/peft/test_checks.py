@@ -399,3 +399,9 @@ def test_options_of_newer_pefts_that_are_not_in_use_are_left_out(method: str, tm
     path.write_text(json.dumps({**json.loads(path.read_text()), "novelty": None}))
     with pytest.warns(match="novelty"):
         assert METHODS[method].from_pretrained(tmp_path) == config_of(method, "mlp")
+
+
+@pytest.mark.parametrize("value", [["circulant"], 3, None])
+def test_a_structure_that_is_no_name_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"structure must be one of circulant, .*, got"):
+        SurmConfig(structure=value)

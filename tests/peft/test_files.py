@@ -18,11 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from surm_kernels.peft import HydraConfig, SivaConfig, SurmConfig
+from surm_kernels.peft import HydraConfig, SivaConfig, SurmConfig, _origin
 from surm_kernels.peft.layer import StructuredLinear
+from surm_kernels.structures import CirculantProduct
 from tests.peft.models import IDS, config_of, each_method, model_of, output_of
 
 SURM = ("circulant", "toeplitz", "kronecker", "ldr", "block_circulant", "symmetric_toeplitz", "hankel")
+#: Of a circulant product of 8 x 8 with alpha 1; files hold it.
+IDENTITY = 6010819389064893477
 HYDRA = ("circulant", "toeplitz", "hankel", "vandermonde", "low_rank", "toeplitz_like")
 #: A configuration of every structure and of every way to choose SiVA's bases, all with an update that is not 0.
 CONFIGS = {
@@ -107,15 +110,14 @@ class Snapshot:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_structure_comes_back_exactly(kind: str, tmp_path: Path) -> None:
-    targets = ["q_proj", "v_proj", "down_proj"][: 1 if kind == "surm-monarch" else 3]
-    config = copy_of(CONFIGS[kind], target_modules=targets)
+    config = copy_of(CONFIGS[kind], target_modules=["q_proj", "v_proj", "down_proj"])
     model = adapted("llama", config)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(t.numel() for key, t in tensors.items() if key.endswith(".weight")) == trained
     beside = {key.rpartition(".")[2] for key in tensors} - {"weight"}
-    assert beside == {"sizes"} | ({"fingerprint"} if "siva" in kind else set()) | (
+    assert beside == {"sizes", "identity"} | ({"fingerprint"} if "siva" in kind else set()) | (
         {"U", "V"} if kind == "siva-saved" else set()
     )
 
@@ -685,3 +687,32 @@ def test_nothing_is_said_of_good_files(method: str, tmp_path: Path) -> None:
         model = PeftModel.from_pretrained(model_of("llama"), folder)
         model.load_adapter(folder, "second")
         model(input_ids=IDS)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (HydraConfig(seed=1, init_weights=False), HydraConfig(seed=0)),
+        (HydraConfig(structure="hankel", pool_size=60, init_weights=False), HydraConfig(pool_size=60)),
+        (HydraConfig(splits=2, pool_size=60, init_weights=False), HydraConfig(pool_size=60)),
+        (SurmConfig(form="adapter", adapter_bias=False, init_weights=False), SurmConfig()),
+        (SurmConfig(alpha=5.0, init_weights=False), SurmConfig()),
+        (SurmConfig(structure="toeplitz", init_weights=False), SurmConfig(structure="toeplitz", alpha=2.0)),
+    ],
+)
+def test_another_options_tensors_of_the_same_shapes_are_refused(theirs: Any, ours: Any, tmp_path: Path) -> None:
+    theirs, ours = (copy_of(config, target_modules=["q_proj", "o_proj"]) for config in (theirs, ours))
+    get_peft_model(model_of("llama"), theirs).save_pretrained(tmp_path)
+    model = get_peft_model(model_of("llama"), ours)
+    wanted = output_of("llama", model)
+    with pytest.raises(ValueError, match=r"identity says .* another structure, option or alpha"):
+        model.load_adapter(str(tmp_path), "default")
+    assert torch.equal(output_of("llama", model), wanted)
+    loaded = PeftModel.from_pretrained(model_of("llama"), tmp_path)
+    assert not torch.equal(output_of("llama", loaded), wanted)
+
+
+def test_the_identity_of_an_update_is_the_same_everywhere() -> None:
+    assert _origin.identity(CirculantProduct(8, 8), 1.0) == IDENTITY
+    assert _origin.identity(CirculantProduct(8, 8), 2.0) != IDENTITY
+    assert _origin.identity(CirculantProduct(8, 8, 4), 1.0) != IDENTITY

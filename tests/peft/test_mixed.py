@@ -13,7 +13,7 @@ import transformers
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from surm_kernels.peft import _mixed_product
+from surm_kernels.peft import SurmConfig, _mixed_product
 from tests.peft.models import config_of, each_method, model_of
 
 NAMES = ["two", "__base__", "one", "two", "three", "one"]
@@ -422,3 +422,9 @@ def test_layers_take_rows_of_any_shape(method: str, shape: tuple[int, ...]) -> N
             model.set_adapter(name)
             torch.testing.assert_close(got, model(row[None])[0])
     assert found.shape == shape
+
+
+def test_an_input_without_rows_is_refused() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(6, 6)), SurmConfig(target_modules=["0"])).eval()
+    with pytest.raises(ValueError, match=r"of rows, got an input of shape \(6,\)"):
+        model(torch.randn(6), adapter_names=["default"] * 6)
