@@ -690,20 +690,23 @@ def test_nothing_is_said_of_good_files(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("kind", "theirs", "ours"),
     [
-        (HydraConfig(seed=1, init_weights=False), HydraConfig(seed=0)),
-        (HydraConfig(structure="hankel", pool_size=60, init_weights=False), HydraConfig(pool_size=60)),
-        (HydraConfig(splits=2, pool_size=60, init_weights=False), HydraConfig(pool_size=60)),
-        (SurmConfig(form="adapter", adapter_bias=False, init_weights=False), SurmConfig()),
-        (SurmConfig(alpha=5.0, init_weights=False), SurmConfig()),
-        (SurmConfig(structure="toeplitz", init_weights=False), SurmConfig(structure="toeplitz", alpha=2.0)),
+        (HydraConfig, {"seed": 1}, {"seed": 0}),
+        (HydraConfig, {"structure": "hankel", "pool_size": 60}, {"pool_size": 60}),
+        (HydraConfig, {"splits": 2, "pool_size": 60}, {"pool_size": 60}),
+        (SurmConfig, {"form": "adapter", "adapter_bias": False}, {}),
+        (SurmConfig, {"alpha": 5.0}, {}),
+        (SurmConfig, {"structure": "toeplitz"}, {"structure": "toeplitz", "alpha": 2.0}),
     ],
 )
-def test_another_options_tensors_of_the_same_shapes_are_refused(theirs: Any, ours: Any, tmp_path: Path) -> None:
-    theirs, ours = (copy_of(config, target_modules=["q_proj", "o_proj"]) for config in (theirs, ours))
-    get_peft_model(model_of("llama"), theirs).save_pretrained(tmp_path)
-    model = get_peft_model(model_of("llama"), ours)
+def test_another_options_tensors_of_the_same_shapes_are_refused(
+    kind: Any, theirs: dict[str, Any], ours: dict[str, Any], tmp_path: Path
+) -> None:
+    targets = ["q_proj", "o_proj"]
+    config = kind(init_weights=False, target_modules=targets, **theirs)
+    get_peft_model(model_of("llama"), config).save_pretrained(tmp_path)
+    model = get_peft_model(model_of("llama"), kind(target_modules=targets, **ours))
     wanted = output_of("llama", model)
     with pytest.raises(ValueError, match=r"identity says .* another structure, option or alpha"):
         model.load_adapter(str(tmp_path), "default")
