@@ -21,4 +21,5 @@ def test_tensors_that_stay_are_seen() -> None:
 
 def test_memory_that_stays_is_seen() -> None:
     kept = []
-    assert soak.growth(lambda: kept.append(bytearray(1 << 20)), 20).resident > soak.RESIDENT
+    # Written to, and more than the heap may have at hand from what was freed before.
+    assert soak.growth(lambda: kept.append(bytearray(b"x") * (4 << 20)), 20).resident > soak.RESIDENT
