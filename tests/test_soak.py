@@ -1,5 +1,7 @@
 """Memory stays flat over steps of training and layers made and dropped, and what grows is seen."""
 
+import mmap
+
 import pytest
 import torch
 
@@ -21,5 +23,9 @@ def test_tensors_that_stay_are_seen() -> None:
 
 def test_memory_that_stays_is_seen() -> None:
     kept = []
-    # Written to, and more than the heap may have at hand from what was freed before.
-    assert soak.growth(lambda: kept.append(bytearray(b"x") * (4 << 20)), 20).resident > soak.RESIDENT
+
+    def hold() -> None:  # pages of its own: the heap may have a lot at hand from what earlier tests freed
+        kept.append(mmap.mmap(-1, 1 << 20))
+        kept[-1].write(b"x" * (1 << 20))
+
+    assert soak.growth(hold, 20).resident > soak.RESIDENT
