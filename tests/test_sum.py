@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from surm_kernels.nn import AdaptedLinear
-from surm_kernels.structures import Circulant, CirculantProduct, Kronecker, LowRank, Siva, Sum, Toeplitz
+from surm_kernels.structures import Circulant, CirculantProduct, Kronecker, LowRank, Siva, Sum, Toeplitz, Vandermonde
 
 M, N = 12, 8
 TERMS = (Toeplitz(N, M), LowRank(N, M, 2), CirculantProduct(N, M))
@@ -87,6 +87,12 @@ def test_an_adapted_layer_takes_a_sum(strategy: str) -> None:
     trained = [p for p in layer.parameters() if p.requires_grad]
     wanted = torch.autograd.grad(torch.nn.functional.linear(x, weight, layer.base.bias).square().sum(), [x, *trained])
     torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), [x, *trained]), wanted)
+
+
+def test_terms_without_a_common_start_say_so() -> None:
+    structure = Sum((CirculantProduct(4, 4), Vandermonde(4, 4)))
+    with pytest.raises(ValueError, match="method must be one of none, got None"):
+        structure.initialise([torch.empty(shape) for shape in structure.parameter_shapes().values()])
 
 
 def test_sums_are_equal_by_their_terms_and_scales() -> None:

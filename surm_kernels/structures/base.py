@@ -60,9 +60,10 @@ class Structure(ABC):
         self, parameters: Sequence[Tensor], method: str | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         """Fills the parameters in place, by one of `initialisations` (the first if none is named)."""
-        method = self.initialisations[0] if method is None else method
+        if method is None and self.initialisations:
+            method = self.initialisations[0]
         if method not in self.initialisations:
-            raise ValueError(f"method must be one of {', '.join(self.initialisations)}, got {method!r}")
+            raise ValueError(f"method must be one of {', '.join(self.initialisations) or 'none'}, got {method!r}")
         self._initialise(tuple(parameters), method, generator)
 
     @abstractmethod

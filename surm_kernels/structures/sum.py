@@ -13,8 +13,8 @@ from surm_kernels.structures.base import Structure
 class Sum(Structure):
     """W = scales[0] W_0 + scales[1] W_1 + ..., each term a structure with parameters of its own.
 
-    The parameters of term i have the names of its structure with `i_` before them. What is never trained in a term is
-    not in the sum. Every term starts as its own first initialisation says, or by the one that is named.
+    The parameters of term i have the names of its structure with `i_` before them, its constants likewise. All terms
+    start by one initialisation, of those that every one of them has.
 
     Args:
         terms: structures of one size.
