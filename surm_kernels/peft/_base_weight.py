@@ -9,9 +9,9 @@ from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
-from transformers.pytorch_utils import Conv1D
 
 from surm_kernels import _checks
+from surm_kernels.peft._base_layers import matrix_of
 
 _KINDS = (Tensor, nn.Parameter, FakeTensor, DTensor)  # a tensor of any other kind may hold codes
 
@@ -31,7 +31,7 @@ def gathered_weight(layer: nn.Module) -> Tensor:
         weight = _whole(_numbers(layer))
     if weight.dtype not in _checks.FLOATING or weight.dim() != 2:
         raise _refusal(layer)
-    return weight.T if isinstance(layer, Conv1D) else weight
+    return matrix_of(layer, weight)
 
 
 def _numbers(layer: nn.Module) -> Tensor:

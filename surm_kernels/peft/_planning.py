@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from surm_kernels._decompositions import bases_of, decomposing
 from surm_kernels.peft._base_layers import matrix_of, sizes_of
 from surm_kernels.peft._base_weight import gathered_weight
-from surm_kernels.peft.config import SivaConfig, UpdateConfig
+from surm_kernels.peft.config import HydraConfig, SivaConfig, SurmConfig, UpdateConfig
 from surm_kernels.peft.layer import StructuredLinear
 from surm_kernels.structures import Siva, Structure
 
@@ -158,6 +158,7 @@ def _plan(config: UpdateConfig, path: str, module: nn.Module, sizes: Any) -> Pla
     try:
         if isinstance(config, SivaConfig):
             return _siva(config, path, module)
+        assert isinstance(config, (SurmConfig, HydraConfig))
         return Plan(config.structure_of(path, *sizes), {})
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: {error}") from error

@@ -155,10 +155,6 @@ class UpdateConfig(PeftConfig):
             pattern.get(get_pattern_key(pattern.keys(), path), getattr(self, name)) if pattern else getattr(self, name)
         )
 
-    def structure_of(self, path: str, in_features: int, out_features: int) -> Structure:
-        """The structure of the update of a layer."""
-        raise NotImplementedError
-
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Writes adapter_config.json, and a line into README.md on what to import; warns of tensors in a pickle."""
         super().save_pretrained(save_directory, **kwargs)
@@ -235,6 +231,7 @@ class SurmConfig(UpdateConfig):
         return self.init
 
     def structure_of(self, path: str, in_features: int, out_features: int) -> Structure:
+        """The structure of the update of a layer."""
         if self.form == "adapter":
             in_features = out_features
         options: dict[str, Any] = {}
@@ -296,6 +293,7 @@ class HydraConfig(UpdateConfig):
                     _checks.require_size(name, value)
 
     def structure_of(self, path: str, in_features: int, out_features: int) -> Structure:
+        """The structure of the update of a layer."""
         pool_size, rank = self.value("pool_size", path), self.value("rank", path)
         return Hydra(
             in_features, out_features, self.splits, self.structure, pool_size, self.fixed_fraction, rank, self.seed
