@@ -101,13 +101,14 @@ def model_of(name: str) -> nn.Module:
 
 
 def output_of(name: str, model: nn.Module) -> Tensor:
-    """Of a fixed input."""
+    """Of a fixed input, in the type of the model."""
+    dtype = next(model.parameters()).dtype
     with torch.random.fork_rng():
         torch.manual_seed(1)
         if name == "mlp":
-            return model(torch.randn(5, 12))
+            return model(torch.randn(5, 12).to(dtype))
         if name == "vit":
-            return model(pixel_values=torch.randn(2, 3, 8, 8)).logits
+            return model(pixel_values=torch.randn(2, 3, 8, 8).to(dtype)).logits
     return model(input_ids=IDS).logits
 
 
