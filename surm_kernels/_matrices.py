@@ -35,6 +35,14 @@ def _cut(v: Tensor, sign: int, outputs: int | None, inputs: int) -> Tensor:
     return torch.cat([above if sign == 1 else -above, v[..., :outputs]], -1)
 
 
+def cut_adjoint(diagonals: Tensor, sign: int, size: int, inputs: int) -> Tensor:
+    """The sums of the diagonals that a value of an f-circulant matrix of this size fills, with its sign."""
+    v = diagonals.new_zeros(*diagonals.shape[:-1], size)
+    v[..., : diagonals.shape[-1] - inputs + 1] = diagonals[..., inputs - 1 :]
+    v[..., size - inputs + 1 :].add_(diagonals[..., : inputs - 1], alpha=sign)
+    return v
+
+
 def toeplitz(t: Tensor, n: int) -> Primitive:
     """t (m + n - 1,), or (M, K, m + n - 1) for a grid of blocks."""
     return Primitive(grid.form, (_grid_of(t),), (TOEPLITZ, n))
@@ -50,6 +58,14 @@ def symmetric_toeplitz(t: Tensor, outputs: int | None = None, inputs: int | None
     size = t.shape[0]
     m, n = outputs or size, inputs or size
     return toeplitz(torch.cat([t[1:n].flip(0), t[:m]]), n)
+
+
+def symmetric_adjoint(diagonals: Tensor, size: int, inputs: int) -> Tensor:
+    """The sums of the diagonals that a value of a symmetric Toeplitz matrix of this size fills."""
+    t = diagonals.new_zeros(size)
+    t[: diagonals.shape[0] - inputs + 1] = diagonals[inputs - 1 :]
+    t[1:inputs] += diagonals[: inputs - 1].flip(0)
+    return t
 
 
 def toeplitz_like(G: Tensor, H: Tensor, outputs: int | None = None, inputs: int | None = None) -> Primitive:

@@ -10,7 +10,7 @@ from torch import Tensor
 from surm_kernels import _checks
 from surm_kernels._widening import wide_type
 from surm_kernels.ops import _mode
-from surm_kernels.ops._outputs import in_shape
+from surm_kernels.ops._outputs import in_shape, resized
 from surm_kernels.ops._primitive import Primitive
 
 #: What reaches an operator in float32 where the answer has 16 bits. "repeated" parameters fill several places of an
@@ -73,6 +73,23 @@ def product(
         base = cast(_checks.broadcast_base(base, (*leading, outputs)).reshape(1, -1, outputs), tokens)
     y = cast(w.product(cast(x.reshape(1, -1, inputs), tokens), base, float(scale)), result)
     return y.view(*leading, outputs) if torch.is_grad_enabled() else in_shape(y, *leading, outputs)
+
+
+def by_rows(
+    apply: Callable[[Tensor, Tensor | None, float], Tensor],
+    x: Tensor,
+    base: Tensor | None,
+    scale: float,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What an operator gives for tokens (T, inputs) that have been checked, in a type; not recorded.
+
+    The base is (outputs,) or like the result, which is a contiguous tensor of its own.
+    """
+    if base is not None:
+        base = base.expand(1, x.shape[0], -1)
+    y = apply(x.unsqueeze(0), base, scale)
+    return resized(y if dtype is None else cast(y, dtype), x.shape[0], y.shape[-1])
 
 
 def composed(

@@ -6,7 +6,7 @@ the parameters' gradients come from the structure, never from a dense gradient o
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,8 @@ class Update:
             kept: the structure's product as it is kept for these parameters.
         """
         if merged is None:
-            if kept is None:
-                y = self.structure.linear(x, *parameters, base=bias, scale=self.scale)
-            else:
-                y = kept(x, bias, self.scale)
-            return _plus_product(y, x, cast(weight, x.dtype).mT, (x, *parameters))
+            y = self.structure.rows(x, parameters, bias, self.scale) if kept is None else kept(x, bias, self.scale)
+            return y.addmm_(x, cast(weight, x.dtype).t())
         total = merged.weight
         bias = None if bias is None else cast(bias, total.dtype)
         return cast(torch_functional.linear(cast(x, total.dtype), total, bias), x.dtype)
@@ -91,16 +88,16 @@ class Update:
         inner: Sequence[Tensor | None] = [None] * len(parameters)
         if need_x and merged is not None:
             if need_parameters:
-                inner = structure.gradients(g, x, *parameters, scale=scale, input_gradient=False)[1:]
+                inner = structure.row_gradients(g, x, parameters, scale, False)[1:]
             total = merged.weight
             return cast(cast(g, total.dtype) @ total, x.dtype), inner
         x_gradient = None
         if need_parameters:
-            x_gradient, *inner = structure.gradients(g, x, *parameters, scale=scale, input_gradient=need_x)
+            x_gradient, *inner = structure.row_gradients(g, x, parameters, scale, need_x)
         elif need_x:
             x_gradient = _input_gradient(structure, g, x, parameters, scale)
         if x_gradient is not None:
-            x_gradient = _plus_product(x_gradient, g, cast(weight, x.dtype), (g, *parameters))
+            x_gradient = _plus_product(x_gradient, g, cast(weight, x.dtype))
         return x_gradient, inner
 
 
@@ -139,6 +136,10 @@ class Adapted(torch.autograd.Function):
         return None, None, x_gradient, None, bias_gradient, *inner
 
 
+#: `Adapted.apply` of an ordinary call: that one first asks for transformations, which takes longer than a small kernel.
+record: Callable[..., Tensor] = super(torch.autograd.Function, Adapted).apply
+
+
 def _recorded_gradients(
     update: Update,
     g: Tensor,
@@ -168,11 +169,9 @@ def _input_gradient(structure: Structure, g: Tensor, x: Tensor, parameters: Sequ
     return torch.autograd.grad(y, leaf, g)[0]
 
 
-def _plus_product(start: Tensor, left: Tensor, right: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """`start + left @ right`, in place where start is a tensor of its own."""
-    storage = start.untyped_storage()._cdata  # fake tensors have it, unlike data_ptr
-    own = start.is_contiguous() and all(other.untyped_storage()._cdata != storage for other in others)
-    if not own:
-        return torch.addmm(start, left, right)
+def _plus_product(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """`start + left @ right`, in place where start may be a tensor of its own."""
     # torch would refuse to change a view in place that comes out of an autograd.Function.
-    return (start.detach() if start._is_view() else start).addmm_(left, right)
+    if start is left or start._is_view() or not start.is_contiguous():
+        return torch.addmm(start, left, right)
+    return start.addmm_(left, right)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from surm_kernels import _checks
 from surm_kernels.functional._product import cast
-from surm_kernels.nn._adapted import Adapted, Update
+from surm_kernels.nn._adapted import Update, record
 from surm_kernels.nn._base import compute_dtype, frozen
 from surm_kernels.nn._compiled import traced
 from surm_kernels.nn._kept import KeptProduct, MergedWeight, Product
@@ -45,11 +45,13 @@ class AdaptedProduct:
         if tensors is None or tensors.weight.requires_grad or not _is_fusable(x, update.structure):
             return self.added(update, base(x), x, stored, training)
         weight, bias = tensors
-        _checks.require_features(x, update.structure.in_features, {"base.weight": weight})
+        if x.dim() == 0 or x.shape[-1] != update.structure.in_features:
+            _checks.require_features(x, update.structure.in_features, {"base.weight": weight})
         dtype = compute_dtype(x, weight)
         flat = x.dim() == 2  # then views would only cost their nodes in the graph
         rows = cast(x if flat else x.reshape(-1, update.structure.in_features), dtype)
-        bias = None if bias is None else cast(bias, dtype)
+        if bias is not None:
+            bias = cast(bias, dtype)
         parameters = [cast(parameter, dtype) for parameter in stored]
         if torch.compiler.is_compiling():
             # Not a decorator, which would import Dynamo, and Triton with it, for everybody.
@@ -71,16 +73,16 @@ class AdaptedProduct:
     ) -> Tensor:
         """The output for tokens in rows, with the parameters as they are stored and in the type of x."""
         recording = torch.is_grad_enabled()
+        need_x = need_parameters = False
         # In training, what is not recorded is the first pass of a checkpoint: the parameters are about to change.
-        wanted = recording or training
-        need_parameters = wanted and any(parameter.requires_grad for parameter in stored)
-        need_x = wanted and x.requires_grad
+        if recording or training:
+            need_x, need_parameters = x.requires_grad, _any_requires_grad(stored)
         merged = None
         if merges(update, x, weight, parameters, need_x, need_parameters, self._size):
             dtype = update.merge_dtype or x.dtype
             merged = self._merged.of(update.structure, update.scale, dtype, weight, parameters)
         if recording and (need_parameters or need_x or (bias is not None and bias.requires_grad)):
-            return Adapted.apply(update, merged, x, weight, bias, *parameters)
+            return record(update, merged, x, weight, bias, *parameters)
         with torch.no_grad(), without_autocast(x):
             kept = None if need_parameters or merged is not None else self._kept_product(update, x, parameters)
             return update.product(merged, x, weight, bias, parameters, kept)
@@ -96,7 +98,8 @@ class AdaptedProduct:
             if not changing and all(t.dtype is x.dtype for t in tensors):
                 kept = self._kept_product(update, x, parameters)
                 if kept is not None:
-                    return kept(x, y, update.scale)
+                    rows, start = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+                    return in_shape(kept(rows, start, update.scale), *y.shape)
         return update.structure.linear(x, *parameters, base=y, scale=update.scale)
 
     def _kept_product(self, update: Update, x: Tensor, parameters: Sequence[Tensor]) -> Product | None:
@@ -143,6 +146,13 @@ class AdaptedProduct:
         self._merged.clear()
         self._kept.clear()
         self._size.clear()
+
+
+def _any_requires_grad(tensors: Sequence[Tensor]) -> bool:
+    for tensor in tensors:  # noqa: SIM110 - a generator takes longer than the rest
+        if tensor.requires_grad:
+            return True
+    return False
 
 
 def _is_fusable(x: Tensor, structure: Structure) -> bool:

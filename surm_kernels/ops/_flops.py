@@ -102,6 +102,10 @@ def _generated(x: Tensor, parameters: Sequence[Tensor], kind: str, results: int 
     return _products(generated.form, x, parameters, kind, x.shape[-1], results=results)
 
 
+def _grid_of(v: Tensor) -> Tensor:
+    return _shaped(1, *((1, 1) if v.dim() == 1 else v.shape[:2]), v.shape[-1])
+
+
 FORMULAS: dict[str, Formula] = {
     "grid": lambda x, values, base, kind, columns, *_: _products(grid.form, x, [values], kind, columns),
     "grid_pullback": _grid_pullback,
@@ -113,6 +117,12 @@ FORMULAS: dict[str, Formula] = {
     "grid_spectrum": _grid_spectrum,
     "grid_by_spectrum": _grid_by_spectrum,
     "grid_merge": lambda weight, values, kind, columns, *_: _formed(grid.form, [values[None]], kind, columns),
+    "factored_grid": lambda x, v, factor, bias, kind, columns, *_: _products(
+        grid.form, x[None], [_grid_of(v)], kind, columns
+    ),
+    "factored_grid_gradients": lambda g, x, v, factor, kind, columns, scale, input_gradient: _products(
+        grid.form, x[None], [_grid_of(v)], kind, columns, results=1 + input_gradient
+    ),
     "circulant_bank": lambda x, c, index, base, kind, *_: _products(
         grid.form, x, [_shaped(1, 1, 1, c.shape[1])], kind, c.shape[1]
     ),

@@ -18,6 +18,8 @@ from surm_kernels.ops import _cuda
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _cuda_library = torch.library.Library(CUDA_NAMESPACE, "FRAGMENT")
 
+_UNCHANGED: AbstractContextManager[object] = nullcontext()
+
 
 def define(
     schema: str,
@@ -56,6 +58,6 @@ def _as_kernel(reference: Callable[..., Any]) -> Callable[..., Any]:
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context where the products of tensors like x keep their type."""
-    device = "cpu" if x.is_meta else x.device.type
+    device = "cpu" if x.is_cpu or x.is_meta else x.device.type
     # Entering a context of autocast costs more than a small kernel.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _UNCHANGED

@@ -85,7 +85,7 @@ class MultilinearForm(Multilinear, Form):
     def gradients(
         self, w: Primitive, g: Tensor, x: Tensor, scale: float, input_gradient: bool
     ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        values = [argument.detach() for argument in w.arguments]
+        values = [t.detach() if t.requires_grad else t for t in w.arguments]
         trained = self.places[0][1:]
         # Two pullbacks cost more than all gradients at once, and a pullback knows only the type of x.
         if input_gradient or len(trained) > 1 or values[trained[0] - 2].dtype != x.dtype:

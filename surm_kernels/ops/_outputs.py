@@ -17,3 +17,8 @@ def in_shape(t: Tensor, *shape: int) -> Tensor:
     if type(t) is Tensor and not (_mode.is_transformed() or t._is_view()) and t.is_contiguous():
         return t.resize_(shape)
     return torch.ops.aten._unsafe_view.default(t, shape)
+
+
+def resized(t: Tensor, *shape: int) -> Tensor:
+    """`in_shape` of what an operator has just made in an ordinary or compiled call that records nothing."""
+    return t.resize_(shape) if type(t) is Tensor else torch.ops.aten._unsafe_view.default(t, shape)

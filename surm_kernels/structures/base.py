@@ -74,6 +74,18 @@ class Structure(ABC):
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """`base + scale * x @ W.T`, (..., in_features) to (..., out_features)."""
 
+    def rows(self, x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, scale: float) -> Tensor:
+        """`linear` of tokens x (T, in_features) as a layer calls it that has checked everything, not recorded.
+
+        The base is (out_features,), and all tensors have one type. The result is a contiguous tensor
+        of its own, which the layer goes on to change.
+        """
+        y = self.linear(x, *parameters, base=base, scale=scale)
+        storage = y.untyped_storage()._cdata  # fake tensors have it, unlike data_ptr
+        given = (x, *parameters) if base is None else (x, base, *parameters)
+        own = y.is_contiguous() and all(tensor.untyped_storage()._cdata != storage for tensor in given)
+        return y if own else y.clone(memory_format=torch.contiguous_format)
+
     @abstractmethod
     def dense(self, *parameters: Tensor) -> Tensor:
         """The matrix W, (out_features, in_features)."""
@@ -90,7 +102,8 @@ class Structure(ABC):
             scale: factor of the product.
             input_gradient: whether that of x is wanted; it is None otherwise, as those of constants are.
 
-        This one lets autograd differentiate `linear`, at the price of a product that nobody needs.
+        Nobody else has the gradient of x. This one lets autograd differentiate `linear`, at the price of a product that
+        nobody needs.
         """
         wanted = [input_gradient, *(name not in self.constants for name in self.parameter_shapes())]
         with torch.enable_grad(), without_autocast(x):
@@ -98,7 +111,16 @@ class Structure(ABC):
             y = self.linear(leaves[0], *leaves[1:], scale=scale)
         inputs = [leaf for leaf in leaves if leaf.requires_grad]
         found = iter(torch.autograd.grad(y, inputs, g, materialize_grads=True))
-        return tuple(next(found) if need else None for need in wanted)
+        x_gradient, *inner = (next(found) if need else None for need in wanted)
+        if x_gradient is not None and x_gradient.untyped_storage()._cdata == g.untyped_storage()._cdata:
+            x_gradient = x_gradient.clone()
+        return x_gradient, *inner
+
+    def row_gradients(
+        self, g: Tensor, x: Tensor, parameters: Sequence[Tensor], scale: float, input_gradient: bool
+    ) -> Sequence[Tensor | None]:
+        """`gradients` of tokens in rows, for a layer that has checked everything and records nothing."""
+        return self.gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
 
     @torch.no_grad()
     def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:

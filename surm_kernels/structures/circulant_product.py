@@ -1,12 +1,15 @@
 """SURM's circulant update (arXiv 2406.17740): the elementwise product of two circulant matrices."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from surm_kernels.functional._product import Wide
 from surm_kernels.ops._primitive import Primitive
+from surm_kernels.ops.factored_grid import FactoredGrid
 from surm_kernels.structures.circulant import Circulant
-from surm_kernels.structures.primitive import PrimitiveStructure
+from surm_kernels.structures.primitive import PrimitiveStructure, Pullback
 
 
 class CirculantProduct(PrimitiveStructure):
@@ -35,6 +38,24 @@ class CirculantProduct(PrimitiveStructure):
     def primitive(self, *parameters: Tensor) -> Primitive:
         r1, r2 = parameters
         return self.circulant.primitive(r1 * r2)
+
+    def factored(self, *parameters: Tensor) -> FactoredGrid | None:
+        r1, r2 = parameters
+        grid = self.circulant.factored(r1)
+        return None if grid is None else grid._replace(factor=r2)
+
+    def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback] | None:
+        r1, r2 = parameters
+        differentiated = self.circulant.differentiated(r1 * r2)
+        assert differentiated is not None
+        w, of_product = differentiated
+
+        def pullback(inner: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            (gradient,) = of_product(inner)
+            assert gradient is not None
+            return gradient * r2, gradient * r1
+
+        return w, pullback
 
     @property
     def wide(self) -> Wide:

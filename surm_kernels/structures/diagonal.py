@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from surm_kernels.ops._primitive import Primitive
+from surm_kernels.ops.factored_grid import FactoredGrid
 from surm_kernels.structures.base import tied_means
 from surm_kernels.structures.grid import GridStructure
 
@@ -19,6 +20,10 @@ class DiagonalStructure(GridStructure):
 
     def _matrix(self, values: Tensor, rows: int, columns: int) -> Primitive:
         return type(self).matrix(values, columns)
+
+    def factored(self, *parameters: Tensor) -> FactoredGrid:
+        (values,) = parameters
+        return FactoredGrid(values, None, self.kind, self.block_size or self.in_features)
 
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The mean over each diagonal, antidiagonal of a Hankel matrix."""

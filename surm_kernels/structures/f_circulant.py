@@ -1,13 +1,19 @@
 """What circulant and skew-circulant share: f-circulant matrices with f = 1 or -1, whole or in blocks."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
+from surm_kernels import _matrices
 from surm_kernels._widening import widened
+from surm_kernels.block_kinds import CIRCULANT
 from surm_kernels.functional._product import Wide
 from surm_kernels.ops._primitive import Primitive
+from surm_kernels.ops.factored_grid import FactoredGrid
 from surm_kernels.ops.grid import grid_dense_adjoint
 from surm_kernels.structures.grid import GridStructure
+from surm_kernels.structures.primitive import Pullback
 
 
 class FCirculant(GridStructure):
@@ -17,8 +23,6 @@ class FCirculant(GridStructure):
     square. With it v is (out_features / block_size, in_features / block_size, block_size), first columns of blocks.
     """
 
-    kind: int
-
     def _values(self, rows: int, columns: int) -> int:
         return max(rows, columns)
 
@@ -26,8 +30,29 @@ class FCirculant(GridStructure):
         return type(self).matrix(values, rows, columns)
 
     @property
+    def _is_cut(self) -> bool:
+        """Whether W is a part of the square."""
+        return self.block_size is None and self.in_features != self.out_features
+
+    def factored(self, *parameters: Tensor) -> FactoredGrid | None:
+        (v,) = parameters
+        return None if self._is_cut else FactoredGrid(v, None, self.kind, v.shape[-1])
+
+    @property
     def wide(self) -> Wide:
-        return "repeated" if self.block_size is None and self.in_features != self.out_features else "nothing"
+        return "repeated" if self._is_cut else "nothing"
+
+    def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback] | None:
+        if not self._is_cut:
+            return super().differentiated(*parameters)
+        (v,), sign = parameters, 1 if self.kind == CIRCULANT else -1
+
+        def pullback(inner: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            (diagonals,) = inner
+            assert diagonals is not None
+            return (_matrices.cut_adjoint(diagonals.flatten(), sign, v.shape[0], self.in_features),)
+
+        return self._only_primitive(v), pullback
 
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The signed mean over each f-circulant diagonal, of the entries present."""

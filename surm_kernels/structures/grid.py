@@ -17,6 +17,8 @@ class GridStructure(TiedEntries, PrimitiveStructure):
     The parameter has the values of the matrix, (size,), or of every block, (out_features / b, in_features / b, size).
     """
 
+    #: Of the blocks, see surm_kernels.block_kinds.
+    kind: int
     #: The parameter's name.
     parameter: str
     #: Of surm_kernels._matrices.

@@ -1,16 +1,22 @@
 """What structures share whose map is one primitive: product, matrix, gradients and merging follow from it."""
 
 from abc import abstractmethod
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from surm_kernels._widening import wide_type, widened
-from surm_kernels.functional._product import Wide, cast, composed, product
+from surm_kernels.functional._product import Wide, by_rows, cast, product
 from surm_kernels.ops._library import without_autocast
+from surm_kernels.ops._outputs import in_shape, resized
 from surm_kernels.ops._primitive import Primitive, Product
+from surm_kernels.ops.factored_grid import FactoredGrid
 from surm_kernels.structures.base import Structure
+
+#: From the gradients of a primitive's arguments to those of the parameters.
+Pullback = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
 
 
 class PrimitiveStructure(Structure):
@@ -28,6 +34,22 @@ class PrimitiveStructure(Structure):
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         return product(self._only_primitive, x, self._named(parameters), base, scale, self.wide)
 
+    def factored(self, *parameters: Tensor) -> FactoredGrid | None:
+        """W as one grid of the parameters or of their product, None where it is none: then a layer's call is short."""
+        return None
+
+    def rows(self, x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, scale: float) -> Tensor:
+        if (grid := self.factored(*parameters)) is not None:
+            return grid.rows(x, base, scale)
+        dtype = x.dtype
+        if dtype.itemsize > 2 or self.wide == "nothing":
+            w = self.primitive(*parameters)
+            return super().rows(x, parameters, base, scale) if w is None else by_rows(w.product, x, base, scale)
+        w = self._only_primitive(*map(widened, parameters))
+        if self.wide == "everything":
+            x, base = widened(x), None if base is None else widened(base)
+        return by_rows(w.product, x, base, scale, dtype)
+
     def dense(self, *parameters: Tensor) -> Tensor:
         if self.wide == "nothing":
             return self._only_primitive(*parameters).dense()
@@ -40,28 +62,58 @@ class PrimitiveStructure(Structure):
         self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
     ) -> tuple[Tensor | None, ...]:
         """The gradients of `scale * <g, x @ W.T>` by the primitive's own operators, see `Structure.gradients`."""
-        inside = x.dtype if self.wide == "nothing" else wide_type(x.dtype)
-        rows, cotangents = x.reshape(1, -1, self.in_features), g.reshape(1, -1, self.out_features)
-        if self.wide == "everything":
-            rows, cotangents = rows.to(inside), cotangents.to(inside)
-        if self._reshapes and all(parameter.dtype is inside for parameter in parameters):
-            with torch.no_grad():
-                w = self._only_primitive(*parameters)
-                x_gradient, inner = w.gradients(cotangents, rows, scale, input_gradient)
-            pairs = zip(inner, parameters, strict=True)
-            return self._of(x, x_gradient), *(None if t is None else t.view(p.shape) for t, p in pairs)
-        leaves = [p.detach().requires_grad_(train) for p, train in zip(parameters, self._trained, strict=True)]
-        with torch.enable_grad(), without_autocast(x):
-            recorded = self.primitive(*(cast(leaf, inside) for leaf in leaves))
-        if recorded is None:
-            return super().gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
+        rows, cotangents = x.reshape(-1, self.in_features), g.reshape(-1, self.out_features)
         with torch.no_grad():
-            x_gradient, inner = recorded.gradients(cotangents, rows, scale, input_gradient)
-        seeded = zip(recorded.arguments, inner, strict=True)
-        outputs, seeds = zip(*((argument, t) for argument, t in seeded if t is not None), strict=True)
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(outputs, wanted, seeds, materialize_grads=True))
-        return self._of(x, x_gradient), *(next(found) if train else None for train in self._trained)
+            x_gradient, *inner = self.row_gradients(cotangents, rows, parameters, scale, input_gradient)
+        return None if x_gradient is None else in_shape(x_gradient, *x.shape), *inner
+
+    def row_gradients(
+        self, g: Tensor, x: Tensor, parameters: Sequence[Tensor], scale: float, input_gradient: bool
+    ) -> Sequence[Tensor | None]:
+        dtype = x.dtype
+        repeats = dtype.itemsize <= 2 and self.wide != "nothing"
+        values = [cast(parameter, wide_type(dtype) if repeats else dtype) for parameter in parameters]
+        if (grid := self.factored(*values)) is not None:
+            x_gradient, *inner = grid.gradients(g, x, scale, input_gradient)
+        elif (differentiated := self.differentiated(*values)) is not None:
+            if repeats and self.wide == "everything":
+                g, x = widened(g), widened(x)
+            w, pullback = differentiated
+            x_gradient, of_arguments = w.gradients(g.unsqueeze(0), x.unsqueeze(0), scale, input_gradient)
+            if x_gradient is not None:
+                x_gradient = resized(cast(x_gradient, dtype), *x.shape)
+            inner = list(pullback(of_arguments))
+        else:
+            return super().gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
+        pairs = zip(inner, parameters, strict=True)
+        return x_gradient, *[None if t is None else cast(t, parameter.dtype) for t, parameter in pairs]
+
+    def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback] | None:
+        """W, not recorded, with the way back to the parameters; None where it takes more than one primitive.
+
+        That way takes the gradients of the primitive's arguments and gives those of the parameters, None of constants.
+        This one leaves it to autograd, which takes longer than a small product.
+        """
+        if self._reshapes:
+            w = self._only_primitive(*parameters)
+            shapes = [parameter.shape for parameter in parameters]
+            return w, lambda inner: [
+                None if t is None else t.view(shape) for t, shape in zip(inner, shapes, strict=True)
+            ]
+        leaves = [p.detach().requires_grad_(train) for p, train in zip(parameters, self._trained, strict=True)]
+        with torch.enable_grad(), without_autocast(leaves[0]):
+            recorded = self.primitive(*leaves)
+        if recorded is None:
+            return None
+
+        def pullback(inner: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            seeded = [(argument, t) for argument, t in zip(recorded.arguments, inner, strict=True) if t is not None]
+            outputs, seeds = zip(*seeded, strict=True)
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(outputs, wanted, seeds, materialize_grads=True))
+            return [next(found) if train else None for train in self._trained]
+
+        return recorded, pullback
 
     @cached_property
     def _reshapes(self) -> bool:
@@ -100,10 +152,7 @@ class PrimitiveStructure(Structure):
         """The product by a spectrum computed once, where the primitive has one, see `Structure.kept`."""
         w = self.primitive(*parameters)
         operator = None if w is None else w.keep()
-        if operator is None:
-            return None
-        sizes = self.out_features, self.in_features
-        return lambda x, base, scale: composed(operator, x, {}, sizes, base, scale, wide="nothing")
+        return None if operator is None else partial(by_rows, operator)
 
     def token_work(self) -> float:
         return self._shape().work.token
@@ -125,7 +174,3 @@ class PrimitiveStructure(Structure):
         w = self.primitive(*parameters)
         assert w is not None
         return w
-
-    def _of(self, x: Tensor, x_gradient: Tensor | None) -> Tensor | None:
-        """The gradient of x in its shape and type."""
-        return None if x_gradient is None else x_gradient.to(x.dtype).view(x.shape)

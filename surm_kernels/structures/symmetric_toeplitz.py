@@ -1,12 +1,14 @@
 """Symmetric Toeplitz matrices: `W[i, j] = t[abs(i - j)]`."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from surm_kernels import _matrices
 from surm_kernels.functional._product import Wide
 from surm_kernels.ops._primitive import Primitive
 from surm_kernels.structures.base import TiedEntries, tied_means
-from surm_kernels.structures.primitive import PrimitiveStructure
+from surm_kernels.structures.primitive import PrimitiveStructure, Pullback
 
 
 class SymmetricToeplitz(TiedEntries, PrimitiveStructure):
@@ -21,6 +23,16 @@ class SymmetricToeplitz(TiedEntries, PrimitiveStructure):
     def primitive(self, *parameters: Tensor) -> Primitive:
         (t,) = parameters
         return _matrices.symmetric_toeplitz(t, self.out_features, self.in_features)
+
+    def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback]:
+        (t,) = parameters
+
+        def pullback(inner: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            (diagonals,) = inner
+            assert diagonals is not None
+            return (_matrices.symmetric_adjoint(diagonals.flatten(), t.shape[0], self.in_features),)
+
+        return self.primitive(t), pullback
 
     @property
     def wide(self) -> Wide:

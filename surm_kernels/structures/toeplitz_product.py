@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surm_kernels._widening import wide_type
+from surm_kernels.functional._product import cast
+from surm_kernels.ops._library import without_autocast
 from surm_kernels.structures.composed import ComposedStructure
 from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
 
@@ -43,6 +46,22 @@ class ToeplitzProduct(ComposedStructure):
         t1, t2, base, scale = rest
         between = self.first.primitive(t1).product(rows, None, 1.0)
         return self.second.primitive(t2).product(between, base, scale)
+
+    def gradients(
+        self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
+    ) -> tuple[Tensor | None, ...]:
+        """The factors' own, with the tokens between them computed anew, see `Structure.gradients`."""
+        t1, t2 = parameters
+        wide = wide_type(x.dtype)
+        with torch.no_grad(), without_autocast(x):
+            rows, first, second = cast(x, wide), cast(t1, wide), cast(t2, wide)
+            between = self.first.linear(rows, first)
+            along, second_gradient = self.second.gradients(cast(g, wide), between, second, scale=scale)
+            assert along is not None and second_gradient is not None
+            of_x, first_gradient = self.first.gradients(along, rows, first, input_gradient=input_gradient)
+            assert first_gradient is not None
+            of_x = None if of_x is None else cast(of_x, x.dtype)
+            return of_x, cast(first_gradient, t1.dtype), cast(second_gradient, t2.dtype)
 
     def token_work(self) -> float:
         return self.first.token_work() + self.second.token_work()
