@@ -162,7 +162,7 @@ class AdaptedLinear(ConstantBuffers):
 
     def structured_parameters(self) -> tuple[Tensor, ...]:
         """The parameters of W with its constants, in the structure's order."""
-        return tuple(getattr(self, name) for name in self._names)
+        return tuple([getattr(self, name) for name in self._names])  # a generator takes longer
 
     def reset_parameters(self, initialisation: str | None = None) -> None:
         """Starts the update anew, by one of the structure's initialisations; "paper" where none is named."""

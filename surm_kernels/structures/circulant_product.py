@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from surm_kernels.block_kinds import CIRCULANT
 from surm_kernels.functional._product import Wide
 from surm_kernels.ops._primitive import Primitive
 from surm_kernels.ops.factored_grid import FactoredGrid
@@ -41,8 +42,7 @@ class CirculantProduct(PrimitiveStructure):
 
     def factored(self, *parameters: Tensor) -> FactoredGrid | None:
         r1, r2 = parameters
-        grid = self.circulant.factored(r1)
-        return None if grid is None else grid._replace(factor=r2)
+        return None if self.circulant.is_cut else FactoredGrid(r1, r2, CIRCULANT, r1.shape[-1])
 
     def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback] | None:
         r1, r2 = parameters

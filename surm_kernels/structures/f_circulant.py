@@ -1,6 +1,7 @@
 """What circulant and skew-circulant share: f-circulant matrices with f = 1 or -1, whole or in blocks."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from torch import Tensor
 from torch.nn import functional as torch_functional
@@ -29,21 +30,21 @@ class FCirculant(GridStructure):
     def _matrix(self, values: Tensor, rows: int, columns: int) -> Primitive:
         return type(self).matrix(values, rows, columns)
 
-    @property
-    def _is_cut(self) -> bool:
+    @cached_property
+    def is_cut(self) -> bool:
         """Whether W is a part of the square."""
         return self.block_size is None and self.in_features != self.out_features
 
     def factored(self, *parameters: Tensor) -> FactoredGrid | None:
         (v,) = parameters
-        return None if self._is_cut else FactoredGrid(v, None, self.kind, v.shape[-1])
+        return None if self.is_cut else FactoredGrid(v, None, self.kind, v.shape[-1])
 
     @property
     def wide(self) -> Wide:
-        return "repeated" if self._is_cut else "nothing"
+        return "repeated" if self.is_cut else "nothing"
 
     def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback] | None:
-        if not self._is_cut:
+        if not self.is_cut:
             return super().differentiated(*parameters)
         (v,), sign = parameters, 1 if self.kind == CIRCULANT else -1
 
