@@ -5,18 +5,29 @@ is the transpose of the one with the first column w, so kernels go to the transp
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from surm_kernels import _checks
 from surm_kernels._widening import wide_type
 from surm_kernels.block_kinds import CIRCULANT
 from surm_kernels.functional._product import cast
+from surm_kernels.nn._adapted import Update
+from surm_kernels.nn._adapted_product import AdaptedProduct
+from surm_kernels.nn._base import frozen
+from surm_kernels.ops import _mode
 from surm_kernels.ops._outputs import in_shape
+from surm_kernels.ops._primitive import Primitive
 from surm_kernels.ops.grid import grid
+from surm_kernels.structures import BlockCirculant
+from surm_kernels.structures.primitive import Pullback
+
+#: What is kept between calls of PEFT's layers, which know nothing of it; empty where they are not accelerated.
+products: WeakKeyDictionary[nn.Module, AdaptedProduct] = WeakKeyDictionary()
 
 
 @functools.cache
@@ -32,6 +43,11 @@ def accelerated_forward(original: Callable[..., Tensor], chain_adapters: bool) -
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged:
             return original(self, x, *args, **kwargs)
+        if not (args or kwargs) and (kernel := _only_kernel(self, x)) is not None:
+            product = products.get(self)
+            if product is None:
+                product = products[self] = AdaptedProduct()
+            return product(_update(kernel.shape), self.base_layer, x, (kernel,), self.training)
         dtype = _checks.common_dtype(x)
         y = cast(self.base_layer(x, *args, **kwargs), dtype)
         x = cast(x, dtype)
@@ -47,6 +63,54 @@ def accelerated_forward(original: Callable[..., Tensor], chain_adapters: bool) -
         return y
 
     return forward
+
+
+class FirstRows(BlockCirculant):
+    """The grid of circulant blocks with the first rows c of shape (M, K, b)."""
+
+    def primitive(self, *parameters: Tensor) -> Primitive:
+        (rows,) = parameters
+        return super().primitive(_turned(rows))
+
+    def factored(self, *parameters: Tensor) -> None:
+        return None
+
+    def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback]:
+        (rows,) = parameters
+
+        def pullback(inner: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            (columns,) = inner
+            assert columns is not None
+            return (_turned(columns.view(rows.shape)),)
+
+        return self.primitive(rows), pullback
+
+
+def _turned(v: Tensor) -> Tensor:
+    """The first column of a circulant matrix with the first row v, and the other way round."""
+    return v.flip(-1).roll(1, -1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _update(shape: torch.Size) -> Update:
+    """That of a kernel (M, K, b): the product over in_features."""
+    blocks_out, blocks_in, size = shape
+    inputs = blocks_in * size
+    return Update(FirstRows(inputs, blocks_out * size, size), 1 / inputs, "auto", None)
+
+
+def _only_kernel(layer: Any, x: Tensor) -> Tensor | None:
+    """The kernel, where one adapter is active on a plain linear layer and all have one type: then both are one product.
+
+    torch.compile reads the other way, which it can see through.
+    """
+    kernels = [layer.c3a_kernel[adapter] for adapter in layer.active_adapters if adapter in layer.c3a_kernel]
+    if len(kernels) != 1 or torch.compiler.is_compiling() or not _mode.is_ordinary(x) or _checks.autocasts(x):
+        return None
+    tensors = frozen(layer.base_layer)
+    if tensors is None or tensors.weight.requires_grad:
+        return None
+    return kernels[0] if x.dtype is tensors.weight.dtype is kernels[0].dtype else None
 
 
 def update(x: Tensor, kernel: Tensor, base: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import peft
 
-from surm_kernels.peft._c3a import accelerated_forward
+from surm_kernels.peft._c3a import accelerated_forward, products
 from surm_kernels.peft._lokr import accelerated_delta_activations
 
 __all__ = ["accelerate", "accelerated", "restore"]
@@ -163,6 +163,8 @@ def _replace(functions: dict[_Method, _Replacement]) -> None:
     for one in functions.values():
         setattr(one.owner, one.name, one.function)
     _replaced = functions
+    if _C3A not in functions:
+        products.clear()
     # Dynamo does not guard on the methods of a class: what it has compiled would run the old ones.
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()

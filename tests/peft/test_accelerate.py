@@ -14,6 +14,8 @@ peft = pytest.importorskip("peft")
 from peft.tuners.c3a.layer import C3ALinear  # noqa: E402
 from peft.tuners.lokr import layer as lokr_layers  # noqa: E402
 
+from surm_kernels import cost_model  # noqa: E402
+from surm_kernels.peft import _c3a as c3a_layers  # noqa: E402
 from surm_kernels.peft import accelerate, accelerated, restore  # noqa: E402
 from tests import oracle  # noqa: E402
 from tests.test_import import run  # noqa: E402
@@ -104,6 +106,31 @@ def test_c3a_has_the_output_and_gradients_of_the_dense_matrix(grid: tuple[int, i
     oracle.assert_close(y, wanted.detach(), "output")
     oracle.assert_close(x_gradient, exact[0], "gradient of x")
     oracle.assert_close(kernel_gradient, exact[1], "gradient of the kernel")
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_c3a_is_right_whether_it_is_merged_into_the_weight_or_not(
+    merged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost_model, "prefers_merged", lambda *_, **__: merged)
+    model = c3a(12, 8, 4, torch.float64)
+    layer = layer_of(model)
+    weight, kernel = layer.base_layer.weight, layer.c3a_kernel["default"]
+    x, g = torch.randn(5, 12).double().requires_grad_(), torch.randn(5, 8).double()
+    for _ in range(2):
+        whole = weight + exact_update(kernel)
+        wanted = x @ whole.T + layer.base_layer.bias
+        with accelerated():
+            y = model(x)
+            assert (c3a_layers.products[layer]._merged._merged is not None) is merged
+            torch.testing.assert_close(y, wanted)
+            for ours, exact in zip(
+                *(torch.autograd.grad(t, (x, kernel), g, retain_graph=True) for t in (y, wanted)), strict=True
+            ):
+                torch.testing.assert_close(ours, exact)
+        assert layer not in c3a_layers.products  # restored layers keep nothing
+        with torch.no_grad():
+            kernel.mul_(-0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
