@@ -97,7 +97,7 @@ def test_normal_values_are_normal() -> None:
 
 @pytest.mark.parametrize("pool", [1, 2, 5, 7, 11, 23, 24])
 def test_values_of_the_pool_are_used_equally_often_up_to_one(pool: int) -> None:
-    slots = PoolMap(pool, 24, RandomIntegers(pool)).slots(torch.arange(pool, dtype=torch.float64))
+    slots = PoolMap.drawn(pool, 24, RandomIntegers(pool)).slots(torch.arange(pool, dtype=torch.float64))
     counts = Counter(slots.tolist())
     assert len(slots) == 24
     assert len(counts) == pool
@@ -261,7 +261,7 @@ def test_a_shared_value_gets_the_sum_of_the_gradients_of_its_slots(kind: str) ->
 def test_sums_of_16_bit_gradients_are_made_in_float32() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         pool = torch.zeros(1, dtype=dtype, requires_grad=True)
-        slots = PoolMap(1, 2049, RandomIntegers(0)).slots(pool)
+        slots = PoolMap.drawn(1, 2049, RandomIntegers(0)).slots(pool)
         slots.sum().backward()
         assert pool.grad.item() == torch.tensor(2049.0).to(dtype).item()
 

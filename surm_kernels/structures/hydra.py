@@ -1,6 +1,7 @@
 """HyDRA's update: a grid of small structured blocks whose parameters are drawn from one pool."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor
 
 from surm_kernels import _checks
 from surm_kernels._widening import widened
-from surm_kernels.functional._product import composed, product
+from surm_kernels.functional._product import cast, composed, product
+from surm_kernels.ops import grid
 from surm_kernels.ops._primitive import Primitive
 from surm_kernels.structures.base import tied_means
 from surm_kernels.structures.hydra_blocks import KINDS, LinearBlocks
 from surm_kernels.structures.pool import Constants, PoolMap
-from surm_kernels.structures.primitive import PrimitiveStructure
+from surm_kernels.structures.primitive import PrimitiveStructure, Pullback
 from surm_kernels.structures.random_integers import RandomIntegers
 
 _LARGEST_FRACTION = 0.9
@@ -77,10 +79,14 @@ class Hydra(PrimitiveStructure):
         self.trainable = self.pool_size - fixed
 
         random = RandomIntegers(seed)
-        self._map = PoolMap(self.pool_size, self.slots, random)
+        self._map = PoolMap.drawn(self.pool_size, self.slots, random)
         # The start of the pool or, of linear kinds, no more than its fixed end.
         drawn = [self._grid.draw(random) for _ in range(fixed if self._grid.is_linear else self.pool_size)]
         self._drawn = Constants(torch.tensor(drawn, dtype=torch.float32, device="cpu"))
+        if isinstance(self._grid, LinearBlocks):
+            # W of the numbers of the slots: which slot each of its values is.
+            places = self._grid.primitive(torch.arange(self.slots, device="cpu").view(splits, splits, -1))
+            self._values, self._block = self._map.behind(*places.arguments), places.constants
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"pool": (self.trainable,)}
@@ -117,9 +123,20 @@ class Hydra(PrimitiveStructure):
 
     def _primitive(self, pool: Tensor, stored: torch.dtype) -> Primitive:
         """W of a linear kind."""
-        assert isinstance(self._grid, LinearBlocks)
-        slots, _ = self._slots(pool, stored)
-        return self._grid.primitive(slots)
+        values = self._values.slots(self._whole(pool, stored)[0])
+        return Primitive(grid.form, (values,), self._block)
+
+    def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback] | None:
+        w = self.primitive(*parameters)
+        if w is None:
+            return None
+
+        def pullback(inner: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+            (values,) = inner
+            assert values is not None
+            return (self._values.sums(values)[: self.trainable],)
+
+        return w, pullback
 
     def token_work(self) -> float:
         return self._grid.token_work()
@@ -136,13 +153,17 @@ class Hydra(PrimitiveStructure):
         return self._grid.dense(*self._slots(widened(pool), pool.dtype))
 
     def _slots(self, pool: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The slots and those of the start, none for linear kinds; drawn values are rounded as the pool is stored."""
-        (drawn,) = self._drawn.on(pool.device)
-        drawn = drawn.to(stored).to(pool.dtype)
-        fixed = drawn[len(drawn) - (self.pool_size - self.trainable) :]
+        """The slots and those of the start, none for linear kinds."""
+        whole, drawn = self._whole(pool, stored)
         shape = (self.splits, self.splits, -1)
-        slots = self._map.slots(torch.cat([pool, fixed])).view(shape)
-        return slots, drawn if self._grid.is_linear else self._map.slots(drawn).view(shape)
+        return self._map.slots(whole).view(shape), drawn if self._grid.is_linear else self._map.slots(drawn).view(shape)
+
+    def _whole(self, pool: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The pool with its fixed end, and all drawn values, which are rounded as the pool is stored."""
+        (drawn,) = self._drawn.on(pool.device)
+        drawn = cast(cast(drawn, stored), pool.dtype)
+        fixed = self.pool_size - self.trainable
+        return torch.cat([pool, drawn[len(drawn) - fixed :]]) if fixed else pool, drawn
 
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The mean over the entries that each value of the pool fills, for linear kinds.
