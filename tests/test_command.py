@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import surm_kernels
-from surm_kernels import _environment, _extension, _processor, cost_constants, cost_model
-from surm_kernels.command import accuracy, calibration, check, info, machine, terminal, tune, usage
+from surm_kernels import _environment, _extension, _processor, calibration, cost_constants, cost_model
+from surm_kernels._timing import Effort
+from surm_kernels.command import accuracy, check, info, machine, provenance, terminal, tune, usage
 from surm_kernels.command.bench import cases, measure, memory, records, session
 from surm_kernels.command.bench.case import (
     OURS,
@@ -33,7 +34,7 @@ from surm_kernels.ops import grid as ops
 from tests import oracle
 
 SMALL = Point(12, 12, 5)
-FAST = measure.Effort(most=4, fewest=4, seconds=0.0, warm_up=1, sample_seconds=0.0)
+FAST = Effort(most=4, fewest=4, seconds=0.0, warm_up=1, sample_seconds=0.0)
 
 
 def wrong(function):
@@ -742,7 +743,7 @@ class TestTune:
     def few_families(self, monkeypatch, tmp_path: Path):
         """Two families of small sizes, measured in no time, and a cache of the test's own."""
         few = {name: calibration.FAMILIES[name] for name in ("Circulant", "Structure")}
-        hasty = measure.Effort(most=1, fewest=1, seconds=0.0, sample_seconds=0.0)
+        hasty = Effort(most=1, fewest=1, seconds=0.0, sample_seconds=0.0)
         for module, names in {
             tune: {"FAMILIES": few, "SIZES": (12, 48), "FULL": hasty, "QUICK": hasty},
             calibration: {"FAMILIES": few, "SIZES": (12, 48), "TOKENS": (2, 8)},
@@ -792,12 +793,43 @@ class TestTune:
         cost_model.forget()
         assert [cost_constants.table_in_use(threads).place.threads for threads in (1, 2, 3)] == [1, 3, 3]
 
+    def test_a_file_of_tables_keeps_those_of_other_machines(self, tmp_path: Path) -> None:
+        file = tmp_path / "costs.json"
+        here = cost_constants.Place.here(1)
+        old, other = (
+            cost_constants.Table(dataclasses.replace(here, **changes), cost_constants.table_in_use(1).families)
+            for changes in ({"version": "0.0.1"}, {"processor": "Abacus 3000"})
+        )
+        cost_constants.write([old, other], file)
+        assert main(["tune", "--threads", "1", "--output", str(file)]) == 0
+        kept, measured = cost_constants.read_all(file)
+        assert (kept, measured.place) == (other, here)
+
+    def test_a_file_that_holds_no_tables_is_refused_before_the_work(self, monkeypatch, tmp_path: Path, capsys) -> None:
+        monkeypatch.setattr(calibration, "measure", lambda *arguments: pytest.fail("nothing is to be measured"))
+        file = tmp_path / "costs.json"
+        file.write_text("[{}]")
+        assert main(["tune", "--output", str(file)]) == 2
+        assert f"--output: {file} holds something else than tables" in capsys.readouterr().err
+
+    def test_it_lists_what_was_measured_where_and_says_what_serves(self, capsys) -> None:
+        assert main(["tune", "--list", "--threads", "2"]) == 0
+        before = capsys.readouterr().out
+        shipped = cost_constants.read_all(cost_constants.SHIPPED)
+        assert before.count("  the package\n") == len(shipped)
+        assert all(f"{one.date}" in before and one.place.processor in before for one in shipped)
+        assert main(["tune", "--threads", "2"]) == 0
+        capsys.readouterr()
+        assert main(["tune", "--list", "--threads", "2"]) == 0
+        after = capsys.readouterr().out
+        assert after.count("  the cache\n") == 1
+        assert "they are this machine's own" in after
+
     def test_it_shows_what_is_in_use_without_measuring(self, monkeypatch, capsys) -> None:
         monkeypatch.setattr(calibration, "measure", lambda *arguments: pytest.fail("nothing is to be measured"))
         assert main(["tune", "--show", "--threads", "2"]) == 0
         out = capsys.readouterr().out
-        place = cost_constants.table_in_use(2).place
-        assert f"measured on {place.processor}, {usage.threads_text(place.threads)}, {place.instruction_set}" in out
+        assert provenance.measured_text(cost_constants.table_in_use(2)) in out
         for name, make in calibration.FAMILIES.items():
             (line,) = (line for line in out.splitlines() if line.split()[:1] == [name])
             found = [
@@ -822,9 +854,34 @@ class TestTune:
         assert main(["tune"]) == 2
         assert "surm-kernels tune: the cache " in capsys.readouterr().err
 
-    def test_info_says_which_constants_choose(self, capsys) -> None:
+    def test_info_says_which_constants_choose_and_what_to_run_where_they_are_of_another_machine(
+        self, monkeypatch, tmp_path: Path, capsys
+    ) -> None:
+        processors = tmp_path / "cpuinfo"
+        processors.write_text("model name\t: Abacus 3000\nflags\t\t: amx_tile amx_bf16 avx512_bf16 avx512f\n")
+        monkeypatch.setattr(_processor, "PROCESSORS", processors)
+        threads = torch.get_num_threads()
+        shipped = cost_constants.table_in_use(threads)
         main(["info"])
-        assert "those of the package" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert f"{provenance.measured_text(shipped)}: those of the package" in out
+        assert f"they are not this machine's own: the processor is Abacus 3000, not {shipped.place.processor}" in out
+        assert f"matrix products run on amx_bf16, not {shipped.place.products} (SiVA" in out
+        assert f"`surm-kernels tune --threads {threads}` measures them here" in out
         main(["tune"])
         main(["info"])
-        assert str(self.file(torch.get_num_threads())) in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert str(self.file(threads)) in out
+        assert "they are this machine's own" in out
+
+    def test_info_says_what_was_measured_at_first_use(self, capsys) -> None:
+        place = cost_constants.Place.here(torch.get_num_threads())
+        families = {"Circulant": cost_constants.table_in_use(1).families["Circulant"]}
+        file = cost_constants.first_use_file(place)
+        cost_constants.write(cost_constants.Table(place, families), file)
+        main(["info"])
+        out = capsys.readouterr().out
+        assert f"Circulant: measured here, {cost_constants.Table(place, {}).date}: {file}" in out
+        assert "those of the package" in out
+        main(["tune", "--reset"])
+        assert not file.exists()

@@ -166,7 +166,7 @@ class PrimitiveStructure(Structure):
         return self._only_primitive(*self._placeholders())
 
     def _placeholders(self) -> list[Tensor]:
-        """Parameters to look at shapes by, of distinct values: on the meta device arithmetic imports torch's compiler."""
+        """Parameters of distinct values, to look at shapes; arithmetic on the meta device imports torch's compiler."""
         shapes = self.parameter_shapes().values()
         counts = [math.prod(shape) for shape in shapes]
         values = torch.arange(sum(counts), dtype=torch.float32, device="cpu").split(counts)
