@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The command: measures, prints, writes; 1 if a ratio was refused."""
     if arguments.list:
         for name, title in _names().items():
-            print(f"{name:<26}{title}")
+            print(f"{name:<28}{title}")
         return 0
     check_writable("--json", arguments.json)
     check_writable("--markdown", arguments.markdown)
