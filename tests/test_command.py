@@ -641,6 +641,66 @@ class TestBench:
         assert "no ratio is reported" in out
         assert "WRONG" in out
 
+    def test_a_page_has_a_section_for_each_machine_and_json_gives_it_again(
+        self, small_bench, monkeypatch, tmp_path: Path, capsys
+    ) -> None:
+        page, files = tmp_path / "b.md", [tmp_path / "one.json", tmp_path / "two.json"]
+        page.write_text("What was here before is no page of ours.\n\n## It goes\n")
+        words = [
+            "bench",
+            "--only",
+            "one-token",
+            "adapted-surm",
+            "memory-circulant",
+            "--threads",
+            "1",
+            "--dtype",
+            "float32",
+        ]
+        monkeypatch.setattr(memory, "extra_megabytes", lambda *arguments: 1.5)
+        for file, name in zip(files, ("Abacus 3000", "Abacus 4000"), strict=True):
+            monkeypatch.setattr(machine, "processor", lambda name=name: name)
+            assert main([*words, "--json", str(file), "--markdown", str(page)]) == 0
+        found = page.read_text()
+        sections = [line for line in found.splitlines() if line.startswith("## ")]
+        assert [title.partition(",")[0] for title in sections] == ["## Abacus 3000", "## Abacus 4000"]
+        assert found.count("### Circulant, one token, forward, float32, 1 thread") == 2
+        monkeypatch.setattr(measure, "samples", lambda *arguments: pytest.fail("nothing is to be measured"))
+        again = tmp_path / "again.md"
+        assert main(["bench", "--from-json", *map(str, files), "--markdown", str(again)]) == 0
+        assert again.read_text() == found
+        assert "Abacus 3000" in capsys.readouterr().out
+        # A later run of a machine takes the place of the earlier one.
+        document = json.loads(files[0].read_text())
+        files[0].write_text(json.dumps(document | {"date": "2099-01-01"}))
+        assert main(["bench", "--from-json", str(files[0]), "--markdown", str(page)]) == 0
+        assert page.read_text().count("## Abacus 3000") == 1
+        assert page.read_text().count("- date: ") == 2
+        assert "- date: 2099-01-01" in page.read_text()
+
+    def test_a_run_with_a_wrong_result_is_one_when_it_is_read_again(self, small_bench, monkeypatch, tmp_path) -> None:
+        monkeypatch.setattr(ops, "_grid_backward", wrong(ops._grid_backward))
+        file = tmp_path / "b.json"
+        words = ["bench", "--only", "circulant-training", "--dtype", "float32", "--json", str(file)]
+        assert main(words) == main(["bench", "--from-json", str(file)]) == 1
+
+    @pytest.mark.parametrize("text", ["", "3", "{}", '{"command": 3}'])
+    def test_what_is_no_run_of_bench_is_refused(self, text: str, tmp_path: Path, capsys) -> None:
+        file = tmp_path / "b.json"
+        file.write_text(text)
+        assert main(["bench", "--from-json", str(file)]) == 2
+        assert f"--from-json: {file} holds no run of bench" in capsys.readouterr().err
+
+    def test_a_quick_look_leaves_cases_out_unless_they_are_asked_for(self, small_bench, monkeypatch, tmp_path) -> None:
+        few = [case for case in cases.CASES if case.name in ("circulant-training", "hankel-training")]
+        left_out = [dataclasses.replace(case, quick=()) if case.name == "hankel-training" else case for case in few]
+        monkeypatch.setattr(cases, "CASES", tuple(left_out))
+        monkeypatch.setattr(cases, "MEMORY_CASES", ())
+        file = tmp_path / "b.json"
+        for more, names in (([], {"circulant-training"}), (["--only", "hankel"], {"hankel-training"})):
+            assert main(["bench", "--quick", "--json", str(file), *more]) == 0
+            assert {one["case"] for one in json.loads(file.read_text())["measurements"]} == names
+
     def test_the_cases_are_listed(self, capsys) -> None:
         assert main(["bench", "--list"]) == 0
         lines = capsys.readouterr().out.splitlines()

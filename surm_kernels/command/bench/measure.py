@@ -54,7 +54,7 @@ class Workload:
 
 
 FULL = Effort(most=21, fewest=7, seconds=5.0)
-QUICK = Effort(most=7, fewest=3, seconds=0.8, warm_up=1)
+QUICK = Effort(most=5, fewest=3, seconds=0.5, warm_up=1)
 
 
 @dataclass(frozen=True)

@@ -295,15 +295,13 @@ CASES = (
 OURS_IN_SIVA = SIVA.contenders[0]
 
 MEMORY_CASES = (
-    MemoryCase(
-        "memory-adapted-siva", SIVA, (OURS_IN_SIVA, SIVA_FORMULA), SIZES, (FEW,), MemoryClaim(0.5, THREE_PRODUCTS)
-    ),
+    MemoryCase("memory-adapted-siva", SIVA, (OURS_IN_SIVA, SIVA_FORMULA), SIZES, (), MemoryClaim(0.5, THREE_PRODUCTS)),
     MemoryCase(
         "kept-adapted-siva",
         SIVA,
         (OURS_IN_SIVA, SIVA_FORMULA),
         SIZES,
-        (FEW,),
+        (),
         MemoryClaim(0.0, THREE_PRODUCTS),
         kept=True,
     ),
