@@ -196,7 +196,12 @@ def adapted_case(
 
 
 def inference_case(
-    name: str, title: str, make: Make, matrix: Callable[..., Tensor], dtypes: tuple[torch.dtype, ...]
+    name: str,
+    title: str,
+    make: Make,
+    matrix: Callable[..., Tensor],
+    dtypes: tuple[torch.dtype, ...],
+    at: tuple[Point, ...] = ONE_TOKEN,
 ) -> Case:
     """One token through the same, without gradients and with parameters that do not change."""
     return Case(
@@ -205,8 +210,8 @@ def inference_case(
         (_ours(make, training=False), _direct(make, training=False), FROZEN_LAYER, LORA_IN_USE),
         composite(matrix),
         trained_shapes(make),
-        ONE_TOKEN,
-        ONE_TOKEN[:1],
+        at,
+        at[:1],
         dtypes,
         gradients=False,
         roundings=ROUNDINGS,

@@ -19,7 +19,7 @@ def structure(point: Point) -> Hydra:
     return Hydra(point.in_features, point.out_features, splits=BLOCKS, structure="toeplitz", pool_size=pool, seed=0)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def gathered_matrix(point: Point) -> Callable[[Tensor], Tensor]:
     """The dense matrix gathered from the pool by a ready index, one for map and blocks together.
 
