@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from surm_kernels import structures
+from surm_kernels._timing import Effort
 from surm_kernels.command.bench import report
-from surm_kernels.command.bench.measure import Contender, Effort, Results, Workload, measure
+from surm_kernels.command.bench.measure import Contender, Results, Workload, measure
 from surm_kernels.command.bench.records import Grid, duration
 from surm_kernels.command.bench.workload import Steps
 from surm_kernels.command.terminal import Progress

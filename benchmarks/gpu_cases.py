@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import functional
+from surm_kernels._timing import Effort, wall_clock
 from surm_kernels.command.bench.case import (
     BOTH,
     OURS,
@@ -28,15 +29,7 @@ from surm_kernels.command.bench.case import (
 )
 from surm_kernels.command.bench.cases import CASES as COMMAND_CASES
 from surm_kernels.command.bench.families import circulant, toeplitz
-from surm_kernels.command.bench.measure import (
-    Contender,
-    Effort,
-    Results,
-    Workload,
-    compare_nothing,
-    measure,
-    wall_clock,
-)
+from surm_kernels.command.bench.measure import Contender, Results, Workload, compare_nothing, measure
 from surm_kernels.command.bench.records import name_of
 from surm_kernels.command.bench.workload import product_call
 

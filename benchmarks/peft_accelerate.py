@@ -18,8 +18,9 @@ import torch
 from peft import C3AConfig, LoKrConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 
+from surm_kernels._timing import Effort, samples, wall_clock
 from surm_kernels.command.bench import report
-from surm_kernels.command.bench.measure import RIVAL_LIMITS, Effort, Spread, samples, wall_clock
+from surm_kernels.command.bench.measure import RIVAL_LIMITS, Spread
 from surm_kernels.command.bench.records import Grid, duration
 from surm_kernels.command.bench.workload import Steps
 from surm_kernels.command.demo.models import ADAPTED_LAYERS, load_encoder

@@ -19,8 +19,9 @@ import torch
 from peft import C3AConfig, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from surm_kernels._timing import Effort, samples
 from surm_kernels.command.bench import report
-from surm_kernels.command.bench.measure import RIVAL_LIMITS, Effort, Spread, samples
+from surm_kernels.command.bench.measure import RIVAL_LIMITS, Spread
 from surm_kernels.command.bench.records import Grid, duration
 from surm_kernels.command.bench.workload import Steps
 from surm_kernels.command.demo.models import ADAPTED_LAYERS, load_encoder

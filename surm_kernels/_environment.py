@@ -28,10 +28,17 @@ VARIABLES = (
         "at import: instruction set of the CPU kernels, auto takes the widest that the machine has",
     ),
     EnvironmentVariable(
+        "SURM_KERNELS_TUNE",
+        "never",
+        ("never", "first-use"),
+        "first-use: where the package has no constants of this processor, the first adapted layer of a kind measures "
+        "them once, at most 2 s a process, and keeps them in the cache; never: `surm-kernels tune` alone measures",
+    ),
+    EnvironmentVariable(
         "SURM_KERNELS_CACHE",
         "auto",
         None,
-        "folder for what `surm-kernels tune` measures and for SiVA's decompositions, "
+        "folder for what is measured to choose strategies and kernels, and for SiVA's decompositions, "
         "auto takes surm_kernels in the user's cache folder",
     ),
     EnvironmentVariable(

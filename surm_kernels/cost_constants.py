@@ -1,16 +1,18 @@
 """The measured constants of the cost model: what they are, those of a place, and the files they lie in.
 
-The package ships tables of one machine in cost_constants.json. `surm-kernels tune` measures a table of the machine at
-hand and leaves it in the user's cache, in a file for each place: processor, threads, instruction set and version.
+The package ships tables of a few machines in cost_constants.json. `surm-kernels tune` measures a table of the machine
+at hand and leaves it in the user's cache, in a file for each `Place`. Where there is none, families that were measured
+at first use (first_use.py) take the place of those in the nearest table of the package.
 """
 
+import datetime
 import json
 import math
 import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,13 +41,26 @@ class Costs(NamedTuple):
     merge: float
 
 
+#: Instruction sets of our kernels and of the platform's matrix products, the slowest first.
+INSTRUCTION_SETS = ("reference", "baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+
+
 @dataclass(frozen=True)
 class Place:
-    """What constants belong to: processor, threads, instruction set of the kernels and version of the package."""
+    """What constants belong to.
+
+    Attributes:
+        processor: by its name.
+        threads: of an operation.
+        instruction_set: of our kernels.
+        products: what the platform's matrix products run on, of which SiVA, low rank and generated matrices are made.
+        version: of the package.
+    """
 
     processor: str
     threads: int
     instruction_set: str
+    products: str
     version: str
 
     @classmethod
@@ -53,15 +68,31 @@ class Place:
         """This process with so many threads."""
         from surm_kernels import __version__  # the package imports this module before it has a version
 
-        return cls(_processor.name(), threads, _extension.instruction_set or "reference", __version__)
+        kernels = _extension.instruction_set or "reference"
+        return cls(_processor.name(), threads, kernels, _processor.products(), __version__)
+
+    def is_like(self, other: "Place") -> bool:
+        """Whether it is the same processor, doing the same; threads and version may be others."""
+        return replace(self, threads=other.threads, version=other.version) == other
+
+
+#: By name, type and size.
+Families = dict[str, dict[str, dict[int, Costs]]]
+
+#: What reading a file that holds no table raises.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The constants of a place: of every family of structures and type, at a few sizes in ascending order."""
+    """The constants of a place: of families of structures and each type, at a few sizes in ascending order.
+
+    Every structure has a family in a whole table, which holds that of Structure.
+    """
 
     place: Place
-    families: dict[str, dict[str, dict[int, Costs]]]
+    families: Families
+    date: str = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).date().isoformat())
 
     def costs(self, structure: Structure, dtype: torch.dtype) -> Costs:
         """The constants of a structure, interpolated in the logarithm of its size; beyond all sizes the outermost."""
@@ -78,19 +109,19 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """The table as it stands in a file."""
-        return {**asdict(self.place), "columns": Costs._fields, "families": self.families}
+        return {**asdict(self.place), "date": self.date, "columns": Costs._fields, "families": self.families}
 
     @classmethod
-    def from_json(cls, document: Any) -> "Table":
-        """The table of `to_json`; ValueError, KeyError, TypeError or AttributeError for anything else."""
+    def from_json(cls, document: Any, whole: bool = True) -> "Table":
+        """The table of `to_json`, or a part of one; one of `UNREADABLE` for anything else."""
         place = Place(*(document[name] for name in Place.__dataclass_fields__))
         families = {
             family: {dtype: _sizes(types[dtype]) for dtype in MEASURED_TYPES}
             for family, types in document["families"].items()
         }
-        if Structure.__name__ not in families:
+        if whole and Structure.__name__ not in families:
             raise ValueError(f"there is no family {Structure.__name__}")
-        return cls(place, families)
+        return cls(place, families, str(document["date"]))
 
 
 def family_names(structure: Structure) -> list[str]:
@@ -114,35 +145,66 @@ def _sizes(columns: dict[str, Sequence[float]]) -> dict[int, Costs]:
 
 @cache
 def table_in_use(threads: int) -> Table:
-    """The user's constants for this process with so many threads, else of those in the package the nearest."""
+    """The constants for this process with so many threads.
+
+    The user's; else of those in the package the nearest, with the families that were measured at first use.
+    """
     place = Place.here(threads)
-    return _users(place) or min(_shipped(), key=lambda table: _distance(table.place, place))
+    if (measured := read(user_file(place), place)) is not None:
+        return measured
+    nearest, part = nearest_shipped(place), read(first_use_file(place), place, whole=False)
+    return nearest if part is None else replace(nearest, families={**nearest.families, **part.families})
 
 
-def _users(place: Place) -> Table | None:
-    """The user's constants of a place; a file that does not hold them is ignored with a warning."""
-    file = user_file(place)
+def read(file: Path, place: Place, whole: bool = True) -> Table | None:
+    """The constants of a place in a file of the cache; a file that does not hold them is ignored with a warning."""
     try:
-        table = Table.from_json(json.loads(file.read_text(encoding="utf-8")))
+        table = Table.from_json(json.loads(file.read_text(encoding="utf-8")), whole)
         if table.place == place:
             return table
         found = f"its constants are of {table.place}"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         found = f"{type(error).__name__}: {error}"
     warnings.warn(f"surm_kernels ignores {file}, {found}; `surm-kernels tune` writes it anew", RuntimeWarning, 2)
     return None
 
 
+def read_all(file: Path) -> tuple[Table, ...]:
+    """Tables as the package ships them; one of `UNREADABLE` for anything else."""
+    return tuple(map(Table.from_json, json.loads(file.read_text(encoding="utf-8"))))
+
+
 @cache
 def _shipped() -> tuple[Table, ...]:
-    return tuple(map(Table.from_json, json.loads(SHIPPED.read_text(encoding="utf-8"))))
+    return read_all(SHIPPED)
 
 
-def _distance(place: Place, other: Place) -> tuple[bool, float]:
-    """How badly constants of one place fit another: the kernels count first, then the ratio of the threads."""
-    return place.instruction_set != other.instruction_set, abs(math.log(place.threads / other.threads))
+def nearest_shipped(place: Place) -> Table:
+    """Of the tables in the package the one that fits a place best."""
+    return min(_shipped(), key=lambda table: _distance(table.place, place))
+
+
+def _distance(place: Place, other: Place) -> tuple[float, ...]:
+    """How badly constants of one place fit another.
+
+    Our kernels count first, then what matrix products run on, the processor, its maker and the ratio of the threads.
+    """
+    return (
+        _steps(place.instruction_set, other.instruction_set),
+        _steps(place.products, other.products),
+        place.processor != other.processor,
+        place.processor.split()[:1] != other.processor.split()[:1],
+        abs(math.log(place.threads / other.threads)),
+    )
+
+
+def _steps(one: str, other: str) -> int:
+    """How far two instruction sets are apart; one that is not known here is far from all others."""
+    if one == other or not {one, other} <= set(INSTRUCTION_SETS):
+        return 0 if one == other else len(INSTRUCTION_SETS)
+    return abs(INSTRUCTION_SETS.index(one) - INSTRUCTION_SETS.index(other))
 
 
 def forget() -> None:
@@ -153,7 +215,17 @@ def forget() -> None:
 
 def user_file(place: Place) -> Path:
     """Where a user's own constants of a place lie."""
-    return _cache.file(f"costs {place.version} {place.processor} {place.instruction_set} {place.threads} threads")
+    return _cache.file(f"costs {_words(place)}")
+
+
+def first_use_file(place: Place) -> Path:
+    """Where the families lie that were measured at first use."""
+    return _cache.file(f"first use {_words(place)}")
+
+
+def _words(place: Place) -> str:
+    kinds = f"{place.instruction_set} products {place.products}"
+    return f"{place.version} {place.processor} {kinds} {place.threads} threads"
 
 
 def write(tables: Table | Sequence[Table], file: Path) -> None:

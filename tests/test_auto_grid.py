@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks import auto_grid
 from benchmarks.auto_grid import Row, Shape
 from surm_kernels import cost_constants, structures
-from surm_kernels.command.bench.measure import Effort
+from surm_kernels._timing import Effort
 
 HASTY = Effort(most=2, fewest=2, seconds=0.0, warm_up=1, sample_seconds=0.0)
 TRAINING = Shape("Circulant", 12, 20, 5, "float32", True)

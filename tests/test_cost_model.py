@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from surm_kernels import _cache, _processor, cost_constants, cost_model, structures
-from surm_kernels.command import calibration
-from surm_kernels.command.bench.measure import Effort, samples
+from surm_kernels import _cache, _processor, calibration, cost_constants, cost_model, structures
+from surm_kernels._timing import Effort, samples
 from surm_kernels.cost_constants import Costs, Place, Table
 from surm_kernels.cost_model import break_even, break_even_at, prefers_merged
 from surm_kernels.structures import BlockCirculant, Circulant, Hydra, Kronecker, LowRank, Structure
@@ -186,16 +185,34 @@ class TestConstants:
     def test_types_that_are_not_measured_are_served_by_one_of_their_kind(self, dtype, served: str) -> None:
         assert break_even(Circulant(768, 768), dtype) == break_even(Circulant(768, 768), getattr(torch, served))
 
-    def test_constants_in_the_package_are_chosen_by_kernels_then_threads(self, monkeypatch, here: Place) -> None:
-        def shipped(threads: int, instruction_set: str) -> Table:
-            place = dataclasses.replace(here, threads=threads, instruction_set=instruction_set)
-            return table(place, Structure={100: MADE})
-
-        tables = [shipped(1, here.instruction_set), shipped(8, here.instruction_set), shipped(3, "other")]
+    @pytest.mark.parametrize(
+        ("here", "nearest"),
+        [
+            (("AMD EPYC", 1, "avx512", "avx512_bf16"), 3),
+            (("AMD EPYC", 100, "avx512", "avx512_bf16"), 4),
+            (("AMD Ryzen", 2, "avx512", "avx512_bf16"), 3),  # of the same maker
+            (("Intel Xeon", 1, "avx512", "avx512"), 0),
+            (("Intel Core", 1, "avx2", "avx2"), 2),  # the kernels count first
+            (("AMD EPYC", 1, "avx2", "avx512_bf16"), 2),
+            (("Intel Xeon", 3, "avx512", "amx_bf16"), 5),  # then matrix products
+            (("Intel Xeon", 4, "avx512_bf16", "avx512"), 1),  # one step from avx512
+            (("Intel Xeon", 4, "another", "avx512"), 1),
+        ],
+    )
+    def test_the_nearest_of_the_package_is_by_kernels_then_products_then_processor_then_threads(
+        self, here: tuple, nearest: int, monkeypatch
+    ) -> None:
+        places = [
+            ("Intel Xeon", 1, "avx512", "avx512"),
+            ("Intel Xeon", 2, "avx512", "avx512"),
+            ("Intel Xeon", 1, "avx2", "avx2"),
+            ("AMD EPYC", 1, "avx512", "avx512_bf16"),
+            ("AMD EPYC", 8, "avx512", "avx512_bf16"),
+            ("Intel Xeon", 1, "avx512", "amx_bf16"),
+        ]
+        tables = [table(Place(*place, "0"), Structure={100: MADE}) for place in places]
         monkeypatch.setattr(cost_constants, "_shipped", functools.cache(lambda: tables))
-        for threads, index in [(1, 0), (2, 0), (3, 1), (100, 1)]:
-            cost_constants.table_in_use.cache_clear()
-            assert cost_constants.table_in_use(threads) is tables[index]
+        assert cost_constants.nearest_shipped(Place(*here, "1")) is tables[nearest]
 
 
 class TestFiles:
@@ -246,6 +263,7 @@ class TestFiles:
             ("processor", "Abacus 3000"),
             ("threads", 12345),
             ("instruction_set", "none"),
+            ("products", "none"),
             ("version", "0.0.0"),
         ],
     )
@@ -342,6 +360,7 @@ class TestFiles:
             here,
             dataclasses.replace(here, threads=here.threads + 1),
             dataclasses.replace(here, instruction_set="avx2000"),
+            dataclasses.replace(here, products="avx2000"),
             dataclasses.replace(here, version="9.9"),
             dataclasses.replace(here, processor="A/B: (R) 3000"),
         ]
@@ -391,3 +410,22 @@ def test_the_processor_has_a_name(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_processor, "PROCESSORS", tmp_path / "nothing")
     assert _processor.name()
     assert _processor.flags() == set()
+    assert _processor.products() == "baseline"
+
+
+@pytest.mark.parametrize(
+    ("flags", "products"),
+    [
+        ("sse2", "baseline"),
+        ("avx2 fma", "avx2"),
+        ("avx2 fma avx512f", "avx512"),
+        ("avx2 fma avx512f avx512_bf16", "avx512_bf16"),
+        ("avx2 fma avx512f avx512_bf16 amx_tile amx_int8", "avx512_bf16"),
+        ("avx2 fma avx512f avx512_bf16 amx_tile amx_int8 amx_bf16", "amx_bf16"),
+    ],
+)
+def test_matrix_products_run_on_the_fastest_there_is(flags: str, products: str, monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name\t: Abacus 3000\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(_processor, "PROCESSORS", tmp_path / "cpuinfo")
+    assert _processor.products() == products
+    assert Place.here(1).products == products

@@ -13,7 +13,8 @@ HEAVY = ("torch._dynamo", "triton", "transformers", "peft", "matplotlib", "rich"
 FORWARD_AND_BACKWARD = """
 import torch, surm_kernels as s
 x = torch.randn(5, 12, requires_grad=True)
-for update in (s.structures.Circulant(12, 12), s.structures.CauchyLike(12, 12, 2), s.structures.LowRank(12, 12, 2)):
+for name in ('Circulant', 'CirculantProduct', 'ToeplitzProduct', 'Hydra', 'CauchyLike', 'LowRank'):
+    update = getattr(s.structures, name)(12, 12, **{'rank': 2} if name in ('CauchyLike', 'LowRank') else {})
     for strategy in ("direct", "merged"):
         s.nn.AdaptedLinear(torch.nn.Linear(12, 12), update, strategy=strategy)(x).sum().backward()
 s.nn.AdaptedLinear.siva(torch.nn.Linear(12, 12), k=4)(x).sum().backward()

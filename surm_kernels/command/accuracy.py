@@ -10,7 +10,12 @@ from torch import Tensor
 FLOAT32_LIMIT = 2e-6
 LIMITS = {torch.float64: 1e-14, torch.float32: FLOAT32_LIMIT}
 ROUNDING_FACTOR = 1.05  # 16-bit results: times the error of rounding the exact answer
-ROUNDINGS_FACTORS = {1: ROUNDING_FACTOR, 2: 1.5, 3: 1.8}  # of results rounded more often, which add as their squares
+ROUNDINGS_FACTORS = {
+    1: ROUNDING_FACTOR,
+    2: 1.5,
+    3: 1.8,
+    4: 2.1,
+}  # rounded more often: they add as their squares
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from dataclasses import asdict
 
 import torch
 
-from surm_kernels import _cache, _environment, _extension, cost_constants, gpu_rule, triton
-from surm_kernels.command import machine, terminal
-from surm_kernels.command.usage import threads_text
+from surm_kernels import _cache, _environment, _extension, _processor, gpu_rule, triton
+from surm_kernels.command import machine, provenance, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +29,13 @@ def _facts() -> list[tuple[str, str]]:
         ("threads", f"{torch.get_num_threads()} in an operation"),
         ("library", _library()),
         ("instruction set", _instruction_set()),
+        ("matrix products", _processor.products()),
         ("CPU kernels", _cpu_kernels()),
         ("CUDA C++", _cuda()),
         ("Triton", _triton()),
         ("GPU", _gpu()),
         ("GPU rule", _gpu_rule()),
-        ("strategies", _strategies()),
+        *provenance.serving(torch.get_num_threads()),
         ("decompositions", _decompositions()),
     ]
 
@@ -92,15 +92,6 @@ def _gpu_rule() -> str:
     source = str(file) if name and file.exists() else "defaults, not measured"
     constants = asdict(gpu_rule.crossovers_of(name) if name else gpu_rule.Crossovers())
     return f"{', '.join(f'{field} {value}' for field, value in constants.items())} ({source})"
-
-
-def _strategies() -> str:
-    """Which constants choose the strategy of adapted layers."""
-    threads = torch.get_num_threads()
-    place, here = cost_constants.table_in_use(threads).place, cost_constants.Place.here(threads)
-    measured = f"by constants measured with {threads_text(place.threads)} on {place.processor}, {place.instruction_set}"
-    file = cost_constants.user_file(here)
-    return f"{measured}: {file}" if place == here and file.exists() else f"{measured}, those of the package"
 
 
 def _decompositions() -> str:

@@ -7,17 +7,18 @@ import argparse
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from surm_kernels import cost_constants, cost_model
-from surm_kernels.command import calibration, gpu_calibration, terminal
-from surm_kernels.command.bench.measure import Effort
-from surm_kernels.command.calibration import FAMILIES, FULL, QUICK, SIZES
+from surm_kernels import calibration, cost_constants, cost_model
+from surm_kernels._timing import Effort
+from surm_kernels.calibration import FAMILIES, FULL, QUICK, SIZES
+from surm_kernels.command import gpu_calibration, provenance, terminal
 from surm_kernels.command.terminal import Progress
 from surm_kernels.command.usage import UsageError, add_threads, check_writable, threads_text
-from surm_kernels.cost_constants import MEASURED_TYPES, Place, Table
+from surm_kernels.cost_constants import MEASURED_TYPES, UNREADABLE, Place, Table
 from surm_kernels.cost_model import break_even_at
 from surm_kernels.structures import Structure
 
@@ -29,10 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="DEVICE", help="cpu, or cuda to measure which kernels are faster on a GPU"
     )
+    parser.add_argument("--list", action="store_true", help="list what was measured where, and what serves here; end")
     parser.add_argument("--show", action="store_true", help="print what the constants in use lead to and end")
     parser.add_argument("--reset", action="store_true", help="remove the measured constants: the package's serve again")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write all to a file, as the package has it, not to the cache"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write to a file of tables, as the package has it, not to the cache; those of other machines in it stay",
     )
 
 
@@ -42,19 +47,31 @@ def run(arguments: argparse.Namespace) -> int:
         return gpu_calibration.run(arguments)
     check_writable("--output", arguments.output)
     threads = list(dict.fromkeys(arguments.threads or [torch.get_num_threads()]))
+    if arguments.list:
+        _list(threads)
+        return 0
     if arguments.show or arguments.reset:
         if arguments.reset:
             _reset(threads)
         for number in threads:
             _show(cost_constants.table_in_use(number), number)
         return 0
+    others = _tables_in(arguments.output)
     if arguments.output is None:
         _check_cache(threads)
     tables = [_measured(number, QUICK if arguments.quick else FULL) for number in threads]
     for table in tables:
         _show(table, table.place.threads)
-    _keep(tables, arguments.output)
+    _keep(tables, others, arguments.output)
     return 0
+
+
+def _tables_in(output: Path | None) -> tuple[Table, ...]:
+    """Those that a file of tables has already."""
+    try:
+        return cost_constants.read_all(output) if output is not None and output.exists() else ()
+    except UNREADABLE as error:
+        raise UsageError(f"--output: {output} holds something else than tables: {error}") from None
 
 
 def _check_cache(threads: list[int]) -> None:
@@ -77,10 +94,12 @@ def _measured(threads: int, effort: Effort) -> Table:
         return Table(Place.here(threads), calibration.measure(effort, begin, progress.advance))
 
 
-def _keep(tables: Sequence[Table], output: Path | None) -> None:
-    """Writes all tables into one file, or each into the user's cache."""
+def _keep(tables: Sequence[Table], others: Sequence[Table], output: Path | None) -> None:
+    """Writes all tables into one file, in the place of older ones of theirs, or each into the user's cache."""
     if output is not None:
-        cost_constants.write(tables, output)
+        renewed = {replace(table.place, version="") for table in tables}
+        kept = (table for table in others if replace(table.place, version="") not in renewed)
+        cost_constants.write([*kept, *tables], output)
     for table in tables if output is None else ():
         cost_constants.write(table, cost_constants.user_file(table.place))
     cost_model.forget()
@@ -89,11 +108,11 @@ def _keep(tables: Sequence[Table], output: Path | None) -> None:
 
 
 def _reset(threads: list[int]) -> None:
-    for number in threads:
-        file = cost_constants.user_file(Place.here(number))
-        found = file.exists()
-        file.unlink(missing_ok=True)
-        print(f"removed {file}" if found else f"there is no {file}")
+    for place in map(Place.here, threads):
+        for file in (cost_constants.user_file(place), cost_constants.first_use_file(place)):
+            found = file.exists()
+            file.unlink(missing_ok=True)
+            print(f"removed {file}" if found else f"there is no {file}")
     cost_model.forget()
 
 
@@ -107,11 +126,23 @@ def _threads_set(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _list(threads: Sequence[int]) -> None:
+    """What was measured where, and which of it serves with each number of threads."""
+    rows = [
+        [place.processor, str(place.threads), place.instruction_set, place.products, table.date, place.version, where]
+        for table, where in provenance.all_tables()
+        for place in (table.place,)
+    ]
+    headings = ["processor", "threads", "kernels", "matrix\nproducts", "date", "version", "in"]
+    print(terminal.table(headings, rows), end="\n\n")
+    for number in threads:
+        print(terminal.pairs([("threads", str(number)), *provenance.serving(number)]), end="\n\n")
+
+
 def _show(table: Table, threads: int) -> None:
     """What constants lead to: the tokens from which on a training step is faster merged."""
-    place = table.place
     print(f"tokens from which on a training step is faster merged, {threads_text(threads)}")
-    print(f"measured on {place.processor}, {threads_text(place.threads)}, {place.instruction_set}\n")
+    print(f"{provenance.measured_text(table)}\n")
     at = [(dtype, size) for dtype in MEASURED_TYPES for size in SIZES]
     rows = [[name, *(_tokens(table, make(n), dtype) for dtype, n in at)] for name, make in FAMILIES.items()]
     print(terminal.table(["structure", *(f"{dtype}\n{size}" for dtype, size in at)], rows), end="\n\n")

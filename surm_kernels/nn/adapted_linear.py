@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surm_kernels import _checks, siva
+from surm_kernels import _checks, first_use, siva
 from surm_kernels.nn._adapted import Update
 from surm_kernels.nn._adapted_product import AdaptedProduct
 from surm_kernels.nn._base import frozen, place, require_base, require_frozen
@@ -81,6 +81,7 @@ class AdaptedLinear(ConstantBuffers):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.register_constants(constants, device, dtype)
         self.reset_parameters(initialisation)
+        first_use.offer(structure, self.structured_parameters())
 
     @classmethod
     def siva(

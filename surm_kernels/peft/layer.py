@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from surm_kernels import first_use
 from surm_kernels.nn._adapted import Update
 from surm_kernels.nn._adapted_product import AdaptedProduct
 from surm_kernels.nn._kept import no_inference_tensors
@@ -198,6 +199,7 @@ class StructuredLinear(nn.Module, BaseTunerLayer):
             holder.requires_grad_(adapter_name in self.active_adapters and not inference_mode)
         self._forget()
         self._acting = self.current(self.active_adapters)
+        first_use.offer(structure, parameters)
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True

@@ -74,8 +74,8 @@ class LinearBlocks(Blocks):
         return self._shape().work.token
 
     def _shape(self) -> Primitive:
-        """The primitive of slots without values."""
-        return self.primitive(torch.empty(self.grid, self.grid, self.size, dtype=torch.float32, device="meta"))
+        """The primitive of some slots, on the CPU: arithmetic on the meta device imports torch's compiler."""
+        return self.primitive(torch.zeros(self.grid, self.grid, self.size, dtype=torch.float32, device="cpu"))
 
 
 class ToeplitzBlocks(LinearBlocks):

@@ -1,5 +1,6 @@
 """What structures share whose map is one primitive: product, matrix, gradients and merging follow from it."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -161,13 +162,15 @@ class PrimitiveStructure(Structure):
         return self._shape().work.merge
 
     def _shape(self) -> Primitive:
-        """The primitive of parameters without values."""
+        """The primitive of some parameters."""
         return self._only_primitive(*self._placeholders())
 
     def _placeholders(self) -> list[Tensor]:
-        """Parameters without values."""
+        """Parameters of distinct values, to look at shapes; arithmetic on the meta device imports torch's compiler."""
         shapes = self.parameter_shapes().values()
-        return [torch.empty(shape, dtype=torch.float32, device="meta") for shape in shapes]
+        counts = [math.prod(shape) for shape in shapes]
+        values = torch.arange(sum(counts), dtype=torch.float32, device="cpu").split(counts)
+        return [one.reshape(shape).clone() for one, shape in zip(values, shapes, strict=True)]
 
     def _only_primitive(self, *parameters: Tensor) -> Primitive:
         """`primitive`, where W is one."""

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("peft")
 
 from benchmarks import peft_accelerate as benchmark
-from surm_kernels.command.bench.measure import Effort
+from surm_kernels._timing import Effort
 
 HASTY = Effort(most=2, fewest=2, seconds=0.0, warm_up=1, sample_seconds=0.0)
 

@@ -25,8 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help=f"of {', '.join(DTYPES)} (default: all)",
     )
+    parser.add_argument(
+        "--from-json",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing, show what --json wrote earlier",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, versions and all samples")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as a page of the documentation")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write the tables as a page of the documentation; sections of other machines in the page stay",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -124,7 +124,7 @@ class Case:
         contenders: ours first.
         exact: gives the product at a point for float64 tensors, independent of our kernels.
         shapes: the shapes of the structure's parameters at a point.
-        points: the sizes, each of `quick` among them.
+        points: the sizes, each of `quick` among them; none is in it where a quick look can do without the case.
         gradients: forward and backward, to x and all parameters; else forward alone without recording.
         claims: what is wanted of the results.
         draw: values of a parameter.
@@ -163,7 +163,7 @@ class MemoryCase:
         name: as `--only` and the JSON file have it.
         case: what is computed.
         methods: those of its contenders that are measured, ours first.
-        points: the sizes, each of `quick` among them.
+        points: the sizes, each of `quick` among them, if any is.
         claim: what is wanted of the results.
         kept: what the forward pass keeps for the backward counts, beyond the tensors it was given; else the peak.
     """

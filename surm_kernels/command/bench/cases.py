@@ -4,7 +4,17 @@ A case added to CASES is measured, checked, reported and held to its claims with
 """
 
 from surm_kernels.command.bench.case import Case, MemoryCase
-from surm_kernels.command.bench.families import adapted, circulant, displacement, generated, hydra, kronecker, toeplitz
+from surm_kernels.command.bench.families import (
+    adapted,
+    circulant,
+    displacement,
+    encoders,
+    generated,
+    hydra,
+    kronecker,
+    steps,
+    toeplitz,
+)
 
 CASES: tuple[Case, ...] = (
     *circulant.CASES,
@@ -14,6 +24,8 @@ CASES: tuple[Case, ...] = (
     *generated.CASES,
     *hydra.CASES,
     *adapted.CASES,
+    *steps.CASES,
+    *encoders.CASES,
 )
 
 MEMORY_CASES: tuple[MemoryCase, ...] = (

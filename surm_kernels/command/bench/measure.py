@@ -6,15 +6,14 @@ alike. The contender that comes first in a workload is ours; the others are its 
 
 import contextlib
 import gc
-import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from surm_kernels._timing import Clock, Effort, samples, wall_clock
 from surm_kernels.command import accuracy
 from surm_kernels.command.accuracy import Deviation
 
@@ -54,30 +53,8 @@ class Workload:
     roundings: int = 1
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure: repeats until `seconds` are spent, at least `fewest` and at most `most`."""
-
-    most: int
-    fewest: int
-    seconds: float
-    warm_up: int = 2
-    long: float = math.inf  # seconds of a call from which on it is warm after one
-    sample_seconds: float = 2e-3  # shorter calls are repeated within a sample
-    most_calls: int = 2000
-
-
 FULL = Effort(most=21, fewest=7, seconds=5.0)
-QUICK = Effort(most=7, fewest=3, seconds=0.8, warm_up=1)
-
-Clock = Callable[[Callable[[], object], int], float]  # the seconds a call takes, over a number of calls
-
-
-def wall_clock(call: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls
+QUICK = Effort(most=5, fewest=3, seconds=0.5, warm_up=1)
 
 
 @dataclass(frozen=True)
@@ -155,28 +132,6 @@ def _deviation(got: Tensor, exact: Tensor, roundings: int | None) -> Deviation:
     if roundings is None:
         return Deviation(accuracy.error(got, exact), RIVAL_LIMITS[got.dtype])
     return accuracy.deviation(got, exact, roundings)
-
-
-def samples(calls: Sequence[Callable[[], object]], effort: Effort, clock: Clock = wall_clock) -> list[list[float]]:
-    """The seconds of each call in every repeat; a repeat takes all in turns, in an order that rotates."""
-    numbers = [_calls_a_sample(call, effort, clock) for call in calls]
-    taken: list[list[float]] = [[] for _ in calls]
-    start = time.perf_counter()
-    for repeat in range(effort.most):
-        if repeat >= effort.fewest and time.perf_counter() - start > effort.seconds:
-            break
-        for turn in range(len(calls)):
-            index = (repeat + turn) % len(calls)
-            taken[index].append(clock(calls[index], numbers[index]))
-    return taken
-
-
-def _calls_a_sample(call: Callable[[], object], effort: Effort, clock: Clock) -> int:
-    """Warms up, and finds how many calls make a sample long enough for the clock."""
-    seconds = clock(call, 1)
-    for _ in range(effort.warm_up - 1 if seconds < effort.long else 0):
-        seconds = min(seconds, clock(call, 1))
-    return min(effort.most_calls, max(1, math.ceil(effort.sample_seconds / max(seconds, 1e-9))))
 
 
 @contextlib.contextmanager

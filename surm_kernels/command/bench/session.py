@@ -2,16 +2,18 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from surm_kernels.command import machine
 from surm_kernels.command.bench import cases, memory, report
 from surm_kernels.command.bench.case import BOTH, OURS, Case, MemoryCase, Method, Point, Unavailable
+from surm_kernels.command.bench.document import document, session_of
 from surm_kernels.command.bench.measure import FULL, QUICK, measure
 from surm_kernels.command.bench.records import MemoryRecord, Record, name_of
 from surm_kernels.command.bench.report import Session
@@ -32,17 +34,31 @@ def run(arguments: argparse.Namespace) -> int:
     """The command: measures, prints, writes; 1 if a ratio was refused."""
     if arguments.list:
         for name, title in _names().items():
-            print(f"{name:<26}{title}")
+            print(f"{name:<28}{title}")
         return 0
+    if arguments.from_json and arguments.json:
+        raise UsageError("--json is for what is measured, not for what --from-json reads")
     check_writable("--json", arguments.json)
     check_writable("--markdown", arguments.markdown)
+    if arguments.from_json:
+        sessions = [_read(file) for file in arguments.from_json]
+        _publish(arguments, sessions)
+        return 1 if any(session.refused for session in sessions) else 0
     session = Session(_command(arguments), arguments.quick)
     steps = _plan(arguments, session)
     _announce(arguments, session)
     with _threads_kept():
         _work(steps)
-    _publish(arguments, session)
+    _publish(arguments, [session])
     return 1 if session.refused else 0
+
+
+def _read(file: Path) -> Session:
+    """What an earlier run wrote."""
+    try:
+        return session_of(json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"--from-json: {file} holds no run of bench: {type(error).__name__}: {error}") from None
 
 
 def _names() -> dict[str, str]:
@@ -56,21 +72,30 @@ def _plan(arguments: argparse.Namespace, session: Session) -> list[Step]:
     steps = []
     for threads in dict.fromkeys(arguments.threads or [torch.get_num_threads()]):
         for case in (case for case in cases.CASES if case.name in names):
-            steps += _speed_steps(_quick(case) if arguments.quick else case, dtypes, threads, session)
+            contest = _quick(case) if arguments.quick else case
+            steps += _speed_steps(contest, _points(case, arguments), dtypes, threads, session)
         for memory_case in (case for case in cases.MEMORY_CASES if case.name in names and torch.float32 in dtypes):
-            steps += _memory_steps(memory_case, threads, session)
+            steps += _memory_steps(memory_case, _points(memory_case, arguments), threads, session)
     if not steps:
         raise UsageError(f"--dtype: {', '.join(names)} is not measured in {', '.join(arguments.dtype)}")
     return steps
 
 
+def _points(case: Case | MemoryCase, arguments: argparse.Namespace) -> tuple[Point, ...]:
+    """The sizes that are measured; a case that a quick look leaves out has one where it is asked for."""
+    if not arguments.quick:
+        return case.points
+    return case.quick or (case.points[:1] if arguments.only else ())
+
+
 def _quick(case: Case) -> Case:
-    """The case without the rivals that are there for information only; points are chosen in `_speed_steps`."""
+    """The case without the rivals that are there for information only."""
     return replace(case, contenders=tuple(method for method in case.contenders if method.in_quick))
 
 
-def _speed_steps(case: Case, dtypes: list[torch.dtype], threads: int, session: Session) -> list[Step]:
-    points = case.quick if session.quick else case.points
+def _speed_steps(
+    case: Case, points: Sequence[Point], dtypes: list[torch.dtype], threads: int, session: Session
+) -> list[Step]:
     return [
         Step(
             f"{case.title}, {name_of(dtype)}, {point}, {threads_text(threads)}",
@@ -82,13 +107,13 @@ def _speed_steps(case: Case, dtypes: list[torch.dtype], threads: int, session: S
     ]
 
 
-def _memory_steps(case: MemoryCase, threads: int, session: Session) -> list[Step]:
+def _memory_steps(case: MemoryCase, points: Sequence[Point], threads: int, session: Session) -> list[Step]:
     return [
         Step(
             f"{case.title}, {method.name}, {point}, {threads_text(threads)}",
             partial(_measure_memory, case, method, point, threads, session),
         )
-        for point in (case.quick if session.quick else case.points)
+        for point in points
         for method in case.methods
     ]
 
@@ -135,7 +160,7 @@ def _announce(arguments: argparse.Namespace, session: Session) -> None:
         session.note(f"{max(arguments.threads)} threads share {cores} cores: not figures to publish")
     if session.quick:
         session.note("a quick run: fewer sizes, rivals and repeats")
-    for name, value in report.facts().items():
+    for name, value in session.facts.items():
         print(f"{name}: {value}")
 
 
@@ -147,20 +172,28 @@ def _work(steps: list[Step]) -> None:
             progress.advance()
 
 
-def _publish(arguments: argparse.Namespace, session: Session) -> None:
+def _publish(arguments: argparse.Namespace, sessions: Sequence[Session]) -> None:
+    for session in sessions:
+        if len(sessions) > 1:
+            print(f"\n{report.heading(session)}")
+        _print(session)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(document(sessions[0]), indent=1, allow_nan=False) + "\n")
+    if arguments.markdown is not None:
+        before = arguments.markdown.read_text() if arguments.markdown.exists() else ""
+        arguments.markdown.write_text(report.page(sessions, before))
+    for file in (arguments.json, arguments.markdown):
+        if file is not None:
+            print(f"wrote {file}")
+
+
+def _print(session: Session) -> None:
     tables = report.grids(session)
     for grid in (*tables[1:], *tables[:1]):  # the claims last, where the eye is
         print(f"\n{report.to_text(grid)}")
     print()
     for note in session.notes:
         print(f"note: {note}")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report.document(session), indent=1, allow_nan=False) + "\n")
-    if arguments.markdown is not None:
-        arguments.markdown.write_text(report.page(session))
-    for file in (arguments.json, arguments.markdown):
-        if file is not None:
-            print(f"wrote {file}")
 
 
 def _command(arguments: argparse.Namespace) -> str:

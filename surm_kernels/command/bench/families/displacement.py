@@ -41,7 +41,7 @@ TRAINING = Case(
     given(torch_fft_toeplitz_like),
     lambda point: ((RANK, point.in_features),) * 2,
     SIZES,
-    (SIZES[0],),
+    (),
     (torch.float32,),
     gradients=True,
     claims=(Claim(TORCH_FFT, 6.0, 6.0),),
@@ -55,7 +55,7 @@ MEMORY_CASES = (
         TRAINING,
         (TOEPLITZ_LIKE, FFT_TOEPLITZ_LIKE),
         SIZES,
-        (SIZES[0],),
+        (),
         MemoryClaim(1 / 5, TORCH_FFT),
     ),
 )

@@ -51,7 +51,7 @@ MEMORY_CASES = (
         TRAINING,
         (VANDERMONDE, BY_POWERS),
         SIZES,
-        (SIZES[-1],),
+        (),
         MemoryClaim(1 / 3, POWERS),
     ),
 )

@@ -1,6 +1,10 @@
 """HyDRA: a grid of Toeplitz blocks that share one pool, beside the gathered dense matrix."""
 
+import functools
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from surm_kernels.command.bench.case import OURS, Case, Claim, Method, Point, Product, point
 from surm_kernels.structures import Hydra
@@ -15,8 +19,9 @@ def structure(point: Point) -> Hydra:
     return Hydra(point.in_features, point.out_features, splits=BLOCKS, structure="toeplitz", pool_size=pool, seed=0)
 
 
-def _gathered(point: Point) -> Product:
-    """The dense matrix gathered from the pool by a ready index, one for map and blocks together, then one product.
+@functools.lru_cache(maxsize=2)
+def gathered_matrix(point: Point) -> Callable[[Tensor], Tensor]:
+    """The dense matrix gathered from the pool by a ready index, one for map and blocks together.
 
     The matrix of a pool that counts tells which value is at each entry.
     """
@@ -24,7 +29,13 @@ def _gathered(point: Point) -> Product:
     ((values,),) = made.parameter_shapes().values()
     index = made.dense(torch.arange(values, dtype=torch.float64)).round().long().flatten()
     shape = (point.out_features, point.in_features)
-    return lambda x, pool: x @ pool.index_select(0, index).view(shape).T
+    return lambda pool: pool.index_select(0, index).view(shape)
+
+
+def _gathered(point: Point) -> Product:
+    """That matrix, then one product."""
+    matrix = gathered_matrix(point)
+    return lambda x, pool: x @ matrix(pool).T
 
 
 HYDRA = Method(OURS, lambda point, dtype: structure(point).linear)

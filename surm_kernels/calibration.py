@@ -1,8 +1,11 @@
 """How long the passes of every structure take on this machine: the constants of the cost model."""
 
+import contextlib
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,8 +13,8 @@ import torch
 from torch import Tensor
 
 from surm_kernels import structures
-from surm_kernels.command.bench.measure import Effort, samples
-from surm_kernels.cost_constants import MEASURED_TYPES, Costs
+from surm_kernels._timing import Effort, samples, wall_clock
+from surm_kernels.cost_constants import MEASURED_TYPES, Costs, Families
 from surm_kernels.structures import Structure
 from surm_kernels.structures.hydra_blocks import KINDS
 
@@ -76,8 +79,7 @@ FAMILIES: dict[str, Callable[[int], Structure]] = {
 LONG = 1e-2  # seconds of a call
 FULL = Effort(most=9, fewest=1, seconds=0.09, long=LONG, sample_seconds=3e-4)
 QUICK = Effort(most=3, fewest=1, seconds=0.06, long=LONG, sample_seconds=3e-4)
-
-Families = dict[str, dict[str, dict[int, Costs]]]
+HURRIED = Effort(most=3, fewest=1, seconds=0.01, long=LONG / 10, sample_seconds=1e-4)
 
 
 def measure(effort: Effort, begin: Callable[[str], object], advance: Callable[[], object]) -> Families:
@@ -93,47 +95,95 @@ def measure(effort: Effort, begin: Callable[[str], object], advance: Callable[[]
     return families
 
 
+def measure_within(
+    seconds: float, family: str, size: float, now: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[int, Costs]]:
+    """The constants of one family, of as many sizes as so many seconds allow, those nearest to `size` first.
+
+    Each size and type may take an equal share of what is left. A size stands for both types or for none.
+    """
+    end, make = now() + seconds, FAMILIES[family]
+    found: dict[str, dict[int, Costs]] = {dtype: {} for dtype in MEASURED_TYPES}
+    order = sorted(SIZES, key=lambda one: abs(math.log(one / size)))
+    steps = [(one, dtype) for one in order for dtype in MEASURED_TYPES]
+    with contextlib.suppress(TimeoutError):
+        for index, (one, dtype) in enumerate(steps):
+            limit = Limit(end, now() + (end - now()) / (len(steps) - index), now)
+            found[dtype][one] = costs(make(one), getattr(torch, dtype), HURRIED, limit)
+    whole = sorted(set.intersection(*(set(at) for at in found.values())))
+    return {dtype: {one: at[one] for one in whole} for dtype, at in found.items()}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Until when measuring has to have ended, and from when on no more tokens are tried; none by default."""
+
+    end: float = math.inf
+    share: float = math.inf
+    now: Callable[[], float] = time.perf_counter
+
+    def clock(self, call: Callable[[], object], calls: int) -> float:
+        """As `wall_clock`; TimeoutError where the end has come before."""
+        if self.now() >= self.end:
+            raise TimeoutError
+        return wall_clock(call, calls)
+
+
 @torch.no_grad()
-def costs(structure: Structure, dtype: torch.dtype, effort: Effort) -> Costs:
-    """The constants of one structure and type."""
-    generator = torch.Generator().manual_seed(0)
+def costs(structure: Structure, dtype: torch.dtype, effort: Effort, limit: Limit | None = None) -> Costs:
+    """The constants of one structure and type; TimeoutError where the limit does not allow them."""
+    limit = limit or Limit()
+    generator = torch.Generator("cpu").manual_seed(0)
     shapes = structure.parameter_shapes().values()
-    parameters = [(torch.randn(shape, generator=generator) / structure.in_features**0.5).to(dtype) for shape in shapes]
+    parameters = [_normal(*shape, generator=generator, dtype=dtype) / structure.in_features**0.5 for shape in shapes]
     structure.initialise(parameters, structure.initialisations[-1], generator=generator)  # leaves constants alone
-    weight = torch.randn(structure.out_features, structure.in_features, generator=generator).to(dtype)
+    weight = _normal(structure.out_features, structure.in_features, generator=generator, dtype=dtype)
     merged = torch.empty_like(weight)
     passes = (
         lambda x, g: structure.linear(x, *parameters),
         lambda x, g: structure.gradients(g, x, *parameters),
         lambda x, g: structure.gradients(g, x, *parameters, input_gradient=False),
     )
-    times = _times(passes, structure, dtype, effort)
-    (merge,) = seconds([lambda: structure.merge(weight, *parameters, out=merged)], effort)
+    (merge,) = seconds([lambda: structure.merge(weight, *parameters, out=merged)], effort, limit)
+    times = _times(passes, structure, effort, limit, partial(_normal, generator=generator, dtype=dtype))
     tokens = TOKENS[: len(times[0])]
     fits = [fit(tokens, of_pass) for of_pass in times]
     columns = [number for call, a_token in fits for number in (call, a_token / structure.token_work())]
     return Costs(*(float(f"{number:.3g}") for number in (*columns, merge / structure.merge_work())))
 
 
+def _normal(*shape: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Random values that leave the user's random numbers alone."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
+
+
 def _times(
-    passes: Sequence[Callable[[Tensor, Tensor], object]], structure: Structure, dtype: torch.dtype, effort: Effort
+    passes: Sequence[Callable[[Tensor, Tensor], object]],
+    structure: Structure,
+    effort: Effort,
+    limit: Limit,
+    normal: Callable[[int, int], Tensor],
 ) -> list[list[float]]:
-    """The seconds of each pass, for all TOKENS but the last where that takes long."""
+    """The seconds of each pass, for all TOKENS but those that take long: the last, and from the third on any."""
     times: list[list[float]] = [[] for _ in passes]
-    for tokens in TOKENS:
-        if tokens == TOKENS[-1] and max(of_pass[-1] for of_pass in times) > LONG:
+    taken = 0.0
+    for index, tokens in enumerate(TOKENS):
+        if tokens == TOKENS[-1] and max(of_pass[-1] for of_pass in times) > effort.long:
             break
-        x = torch.randn(tokens, structure.in_features).to(dtype)
-        g = torch.randn(tokens, structure.out_features).to(dtype)
-        found = seconds([partial(one, x, g) for one in passes], effort)
+        start = limit.now()
+        if index >= 2 and start + taken * tokens / TOKENS[index - 1] > limit.share:  # two make a line
+            break
+        x, g = normal(tokens, structure.in_features), normal(tokens, structure.out_features)
+        found = seconds([partial(one, x, g) for one in passes], effort, limit)
         for of_pass, number in zip(times, found, strict=True):
             of_pass.append(number)
+        taken = limit.now() - start
     return times
 
 
-def seconds(calls: Sequence[Callable[[], object]], effort: Effort) -> list[float]:
+def seconds(calls: Sequence[Callable[[], object]], effort: Effort, limit: Limit) -> list[float]:
     """The median time of each call, measured in turns."""
-    return [statistics.median(times) for times in samples(calls, effort)]
+    return [statistics.median(times) for times in samples(calls, effort, limit.clock)]
 
 
 def fit(tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
