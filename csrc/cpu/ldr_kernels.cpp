@@ -41,7 +41,7 @@ class LdrProduct {
               Storage* y) const {
     const Buffer<C> spectra = parameter_spectra(left, right);
     const int64_t width = shape_.transposed ? shape_.in_size : shape_.out_size;
-    parallel_(shape_.groups * units_, 1, [&](int64_t begin, int64_t end) {
+    parallel_(shape_.groups * units_, grain_of_walks(2 * pairs_ * values_of_token()), [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t group = item / units_;
         const Destination<Storage> to{0,
@@ -66,7 +66,8 @@ class LdrProduct {
     const int64_t chunks = chunks_of_sum(units_, shape_.tokens, sums_of_chunk * static_cast<int64_t>(sizeof(C)));
     const Buffer<C> sums(shape_.groups * chunks * sums_of_chunk);
     const Buffer<char> poisoned(shape_.groups * chunks);
-    parallel_(shape_.groups * chunks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t values = 2 * shape_.tokens * values_of_token() / chunks;
+    parallel_(shape_.groups * chunks, grain_of_walks(values), [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t group = item / chunks, chunk = item % chunks;
         Gradients gradients{
@@ -102,13 +103,16 @@ class LdrProduct {
     bool need_x, need_left, need_right;
   };
 
+  // A product takes 2 r + 2 transforms, a pair of tokens in each.
+  int64_t values_of_token() const { return (shape_.rank + 1) * t_.plan().length; }
+
   // ---- parameters ----
 
   // Spectra of left and right, (groups, 2, r, spectrum); of those that are there.
   Buffer<C> parameter_spectra(const Storage* left, const Storage* right) const {
     const int64_t n = shape_.size, r = shape_.rank;
     Buffer<C> spectra(shape_.groups * 2 * r * spectrum_);
-    parallel_(shape_.groups * 2 * r, 1, [&](int64_t begin, int64_t end) {
+    parallel_(shape_.groups * 2 * r, grain_of_walks(pairs_ * t_.plan().length), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
       take_parameter_memory(&z, &values);
@@ -127,7 +131,7 @@ class LdrProduct {
   void finish(C* sums, const char* poisoned, int64_t chunks, double scale, bool is_right, Storage* gradient) const {
     const int64_t n = shape_.size, r = shape_.rank;
     const Layout layout = generator_column(shape_, t_.plan().length, is_right);
-    parallel_(shape_.groups * r, 1, [&](int64_t begin, int64_t end) {
+    parallel_(shape_.groups * r, grain_of_walks(chunks * spectrum_ * L), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
       take_parameter_memory(&z, &values);

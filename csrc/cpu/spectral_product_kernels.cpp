@@ -36,7 +36,7 @@ class SpectralProduct<Storage>::Machine {
   Buffer<C> parameter_spectra(int64_t count, const Fill& fill) const {
     const int64_t spectrum = parameter_spectrum();
     Buffer<C> spectra(count * spectrum);
-    parallel_(count, grain(t_.pairs_to_fill_tiles() * t_.plan().length), [&](int64_t begin, int64_t end) {
+    parallel_(count, grain_of_walks(t_.pairs_to_fill_tiles() * t_.plan().length), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
       Scratch::take(Scratch::Request<C>{&z, parameters_.vectors()},
@@ -52,7 +52,7 @@ class SpectralProduct<Storage>::Machine {
   void matmul(const ConstRows& x, const C* spectra, const ConstRows& base, double scale, Storage* y) const {
     Buffer<C> copies;
     const C* factors = for_all_pairs(spectra, copies);
-    parallel_(shape_.groups * units_, grain(2 * unit_pairs_ * std::max(shape_.in_width(), shape_.out_width())),
+    parallel_(shape_.groups * units_, grain_of_walks(2 * unit_pairs_ * std::max(shape_.in_width(), shape_.out_width())),
               [&](int64_t begin, int64_t end) {
                 for (int64_t item = begin; item < end; ++item) {
                   const int64_t group = item / units_;
@@ -78,7 +78,8 @@ class SpectralProduct<Storage>::Machine {
     const int64_t chunks = chunks_of_sum(units_, shape_.tokens, sums_of_chunk * static_cast<int64_t>(sizeof(C)));
     const Buffer<C> sums(shape_.groups * chunks * sums_of_chunk);
     const Buffer<char> poisoned(shape_.groups * chunks);
-    parallel_(shape_.groups * chunks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t values = shape_.tokens * (shape_.in_width() + shape_.out_width()) / chunks;
+    parallel_(shape_.groups * chunks, grain_of_walks(values), [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t group = item / chunks, chunk = item % chunks;
         Gradients gradients{rows_of<Storage>(g, group),
@@ -141,9 +142,6 @@ class SpectralProduct<Storage>::Machine {
     while (vectors % kTile<Scalar> == 0 && batches < batches_ && batches * vectors < kVectorsWorthAWalk) batches *= 2;
     return batches;
   }
-
-  // Items of `values` values each that are worth a thread.
-  static int64_t grain(int64_t values) { return std::max<int64_t>(1, 16 * 1024 / std::max<int64_t>(values, 1)); }
 
   void find(const Rows<Storage>& rows, int64_t unit, int64_t width, Pair<Storage>* pairs) const {
     find_pairs(rows, 2 * unit * unit_pairs_, unit_pairs_, shape_.tokens, width, pairs);
@@ -341,7 +339,7 @@ class SpectralProduct<Storage>::Machine {
 
   void finish_gradient(C* sums, const char* poisoned, int64_t chunks, double scale, const Take& take) const {
     const int64_t blocks = shape_.blocks_of_group();
-    parallel_(shape_.groups * blocks, grain(chunks * spectrum_ * L), [&](int64_t begin, int64_t end) {
+    parallel_(shape_.groups * blocks, grain_of_walks(chunks * spectrum_ * L), [&](int64_t begin, int64_t end) {
       C* z;
       Scalar* values;
       Scratch::take(Scratch::Request<C>{&z, gradients_.vectors()}, Scratch::Request<Scalar>{&values, t_.plan().length});

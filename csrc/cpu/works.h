@@ -6,6 +6,12 @@
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 
+// Items worth a thread, whose walks read or write so many values each.
+inline int64_t grain_of_walks(int64_t values) {
+  constexpr int64_t kValuesWorthAThread = 16 * 1024;
+  return std::max<int64_t>(1, kValuesWorthAThread / std::max<int64_t>(values, 1));
+}
+
 // u <- u ∘ factor, conj(u) ∘ factor if reflected, for a tile.
 template <bool kReflected, class Scalar>
 SURM_INLINE void multiply_tile(const Complex<Vector<Scalar>>* factor, Complex<Vector<Scalar>>* u) {
