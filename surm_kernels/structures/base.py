@@ -184,8 +184,8 @@ class Structure(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is found again: the hash of a string differs from process to process."""
-        found_again = ("arguments", "_key", "_hash")
-        return {name: value for name, value in self.__dict__.items() if name not in found_again}
+        own = type(self)
+        return {n: value for n, value in self.__dict__.items() if type(getattr(own, n, None)) is not cached_property}
 
     def _named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.parameter_shapes(), parameters, strict=True))
