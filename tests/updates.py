@@ -143,9 +143,12 @@ def draws(structure: Structure) -> int:
     return -(-4096 // min(math.prod(shape) for name, shape in shapes.items() if name not in structure.constants))
 
 
-def rounding_factor(structure: Structure) -> float:
-    """Of an adapted layer in 16 bits, times that of rounding the exact answer: it rounds twice, SiVA three times."""
-    return 1.8 if isinstance(structure, Siva) else 1.5
+def rounding_factor(structure: Structure, stochastic: bool = False) -> float:
+    """Of an adapted layer in 16 bits, times that of rounding the exact answer: it rounds twice, SiVA three times.
+
+    A weight rounded stochastically has the variance of two roundings to nearest.
+    """
+    return 1.8 if stochastic or isinstance(structure, Siva) else 1.5
 
 
 def assert_close(got: Tensor, exact: Tensor, factor: float, name: str = "result", size: float = 0.0) -> None:
