@@ -6,8 +6,9 @@
 namespace surm::cpu {
 
 struct StochasticKernels {
-  // merge.out = merge.weight + addend, rows × columns in float32, rounded stochastically by merge.key.
-  void (*sum)(int64_t rows, int64_t columns, const Merge& merge, const float* addend, int64_t addend_stride,
+  // merge.out = merge.weight + addend, rows × columns, rounded stochastically by merge.key. The addend is float32 or of
+  // the type of out, `wide` says which.
+  void (*sum)(int64_t rows, int64_t columns, const Merge& merge, const void* addend, int64_t addend_stride, bool wide,
               const ParallelFor& parallel);
 };
 

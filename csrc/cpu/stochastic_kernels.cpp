@@ -7,30 +7,31 @@
 namespace surm::cpu::SURM_INSTRUCTION_SET {
 namespace {
 
-template <class Weight, class Out>
-void sum_rows(int64_t rows, int64_t columns, const Merge& merge, const float* addend, int64_t addend_stride,
+template <class Weight, class Addend, class Out>
+void sum_rows(int64_t rows, int64_t columns, const Merge& merge, const void* addend, int64_t addend_stride,
               const ParallelFor& parallel) {
   parallel(rows, windows_grain(columns), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const Weight* weight = static_cast<const Weight*>(merge.weight) + row * merge.weight_stride;
+      const Addend* from = static_cast<const Addend*>(addend) + row * addend_stride;
       Out* out = static_cast<Out*>(merge.out) + row * merge.out_stride;
-      const float* from = addend + row * addend_stride;
-      const StochasticRow rounded(merge.key, row);
+      const StochasticRow sums(merge.key, row);
       for_vectors<float>(columns, [&](int64_t j, int64_t n) {
-        rounded.store(out + j, load_first(weight + j, n) + load_first(from + j, n), j, n);
+        sums.store(out + j, load_first(weight + j, n) + load_first(from + j, n), j, n);
       });
     }
   });
 }
 
-void sum(int64_t rows, int64_t columns, const Merge& merge, const float* addend, int64_t addend_stride,
+void sum(int64_t rows, int64_t columns, const Merge& merge, const void* addend, int64_t addend_stride, bool wide,
          const ParallelFor& parallel) {
   with_storage(merge.out_type, [&](auto out_tag) {
     using Out = decltype(out_tag);
     if constexpr (sizeof(Out) == 2) {
-      merge.weight_type == StorageType::kFloat32
-          ? sum_rows<float, Out>(rows, columns, merge, addend, addend_stride, parallel)
-          : sum_rows<Out, Out>(rows, columns, merge, addend, addend_stride, parallel);
+      const bool wide_weight = merge.weight_type == StorageType::kFloat32;
+      const auto run = wide ? wide_weight ? sum_rows<float, float, Out> : sum_rows<Out, float, Out>
+                            : wide_weight ? sum_rows<float, Out, Out> : sum_rows<Out, Out, Out>;
+      run(rows, columns, merge, addend, addend_stride, parallel);
     }
   });
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from surm_kernels import structures
 from surm_kernels.command.bench.measure import Effort, samples
 from surm_kernels.cost_constants import MEASURED_TYPES, Costs
+from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures import Structure
 from surm_kernels.structures.hydra_blocks import KINDS
 
@@ -108,7 +109,8 @@ def costs(structure: Structure, dtype: torch.dtype, effort: Effort) -> Costs:
         lambda x, g: structure.gradients(g, x, *parameters, input_gradient=False),
     )
     times = _times(passes, structure, dtype, effort)
-    (merge,) = seconds([lambda: structure.merge(weight, *parameters, out=merged)], effort)
+    rounding = StochasticRounding(0, 0) if dtype.itemsize == 2 else None  # as in training
+    (merge,) = seconds([lambda: structure.merge(weight, *parameters, out=merged, rounding=rounding)], effort)
     tokens = TOKENS[: len(times[0])]
     fits = [fit(tokens, of_pass) for of_pass in times]
     columns = [number for call, a_token in fits for number in (call, a_token / structure.token_work())]

@@ -9,16 +9,15 @@ _WORD = 2**32 - 1
 
 
 def stochastic_sum(weight: Tensor, addend: Tensor, key: int, out: Tensor) -> None:
-    torch._check(addend.dtype == torch.float32, lambda: "surm_kernels: addend must be float32")
     torch._check(
-        out.dtype.itemsize == 2 and weight.dtype in (torch.float32, out.dtype),
-        lambda: "surm_kernels: out must have 16 bits to be rounded stochastically, weight its type or float32",
+        out.dtype.itemsize == 2 and {weight.dtype, addend.dtype} <= {torch.float32, out.dtype},
+        lambda: "surm_kernels: out must have 16 bits, weight and addend its dtype or float32",
     )
     torch._check(
         weight.shape == addend.shape == out.shape,
         lambda: "surm_kernels: weight, addend and out must be matrices of one size",
     )
-    sums = weight.float() + addend
+    sums = weight.float() + addend.float()
     bits = sums.view(torch.int32).long() & _WORD
     rounded = _ROUNDED[out.dtype](bits, random_words(key, sums.shape[0], sums.shape[1], sums.device))
     out.copy_(rounded.to(torch.int16).view(out.dtype))
