@@ -28,10 +28,12 @@ void sum(int64_t rows, int64_t columns, const Merge& merge, const void* addend, 
   with_storage(merge.out_type, [&](auto out_tag) {
     using Out = decltype(out_tag);
     if constexpr (sizeof(Out) == 2) {
-      const bool wide_weight = merge.weight_type == StorageType::kFloat32;
-      const auto run = wide ? wide_weight ? sum_rows<float, float, Out> : sum_rows<Out, float, Out>
-                            : wide_weight ? sum_rows<float, Out, Out> : sum_rows<Out, Out, Out>;
-      run(rows, columns, merge, addend, addend_stride, parallel);
+      const auto run = [&](auto weight_tag) {
+        using Weight = decltype(weight_tag);
+        wide ? sum_rows<Weight, float, Out>(rows, columns, merge, addend, addend_stride, parallel)
+             : sum_rows<Weight, Out, Out>(rows, columns, merge, addend, addend_stride, parallel);
+      };
+      merge.weight_type == StorageType::kFloat32 ? run(float{}) : run(Out{});
     }
   });
 }
