@@ -111,6 +111,7 @@ class CudaKernels {
   }
 
   static void merge(const GridShape& shape, const Tensor& values, double scale, const Merge& merge) {
+    STD_TORCH_CHECK(!merge.stochastic, "surm_kernels: there is no stochastic merging in CUDA C++");
     const OnDevice device(values);
     check_launch(
         surm_cuda_grid_merge(storage_type(values), &shape, values.const_data_ptr(), scale, &merge, device.stream()),

@@ -147,12 +147,12 @@ Tensor grid_dense_adjoint(const Tensor& w_in, int64_t kind, int64_t rows, int64_
 
 template <class Kernels>
 void grid_merge(const Tensor& weight_in, const Tensor& values_in, int64_t kind, int64_t columns, double scale,
-                Tensor out) {
+                std::optional<int64_t> key, Tensor out) {
   STD_TORCH_CHECK(values_in.dim() == 3, "surm_kernels: values must have 3 dimensions, got ", values_in.dim());
   check_device(values_in, "values", out);
   const GridShape shape = shape_of_values(values_in, 1, 0, kind, columns, false);
   const Tensor weight = with_contiguous_rows(weight_in), values = made_contiguous(values_in);
-  const Merge merge = merge_of(weight, out, shape.height(), shape.width());
+  const Merge merge = merge_of(weight, out, shape.height(), shape.width(), key);
   if (out.numel() > 0) Kernels::merge(shape, values, scale, merge);
 }
 

@@ -22,6 +22,8 @@ struct Merge {
   int64_t weight_stride;
   void* out;
   int64_t out_stride;
+  bool stochastic;  // the sum is rounded by `key` (stochastic_rounding.h), to 16 bits; else to nearest
+  uint64_t key;
 
   // The type of the sum, which is rounded once; else it is float32.
   bool in_float64() const { return weight_type == StorageType::kFloat64 || out_type == StorageType::kFloat64; }

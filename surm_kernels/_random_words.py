@@ -7,18 +7,27 @@ import torch
 from torch import Tensor
 
 _WORD = 2**64
+_STEP = 0x9E3779B97F4A7C15
+
+
+def word(seed: int, index: int) -> int:
+    """Entry `index` of `words`, but of 64 bits without a sign; index is any int too."""
+    mixed = (seed + (index + 1) * _STEP) % _WORD
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % _WORD
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % _WORD
+    return mixed ^ (mixed >> 31)
 
 
 def words(seed: int, *shape: int, device: torch.device | str = "cpu") -> Tensor:
     """The first words of SplitMix64 (Steele, Lea and Flood, 2014) as int64, in rows; any int is a seed.
 
-    Equivalent to `RandomIntegers(seed).word()` once an entry: its states are the multiples of one constant.
+    Its states are the multiples of one constant.
     """
     size = int(torch.Size(shape).numel())
     # Products and sums wrap as those of unsigned words do.
-    mixed = torch.arange(1, size + 1, device=device) * _signed(0x9E3779B97F4A7C15) + _signed(seed)
-    mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
+    mixed = torch.arange(1, size + 1, device=device) * signed(_STEP) + signed(seed)
+    mixed = (mixed ^ _shifted(mixed, 30)) * signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shifted(mixed, 27)) * signed(0x94D049BB133111EB)
     return (mixed ^ _shifted(mixed, 31)).view(shape)
 
 
@@ -33,7 +42,7 @@ def normals(seed: int, *shape: int, device: torch.device | str = "cpu") -> Tenso
     return torch.special.ndtri(uniform)
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """The int64 of the same bits."""
     word %= _WORD
     return word - _WORD if word >= _WORD // 2 else word

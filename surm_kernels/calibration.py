@@ -15,6 +15,7 @@ from torch import Tensor
 from surm_kernels import structures
 from surm_kernels._timing import Effort, samples, wall_clock
 from surm_kernels.cost_constants import MEASURED_TYPES, Costs, Families
+from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures import Structure
 from surm_kernels.structures.hydra_blocks import KINDS
 
@@ -144,7 +145,8 @@ def costs(structure: Structure, dtype: torch.dtype, effort: Effort, limit: Limit
         lambda x, g: structure.gradients(g, x, *parameters),
         lambda x, g: structure.gradients(g, x, *parameters, input_gradient=False),
     )
-    (merge,) = seconds([lambda: structure.merge(weight, *parameters, out=merged)], effort, limit)
+    rounding = StochasticRounding(0, 0) if dtype.itemsize == 2 else None  # as in training
+    (merge,) = seconds([lambda: structure.merge(weight, *parameters, out=merged, rounding=rounding)], effort, limit)
     times = _times(passes, structure, effort, limit, partial(_normal, generator=generator, dtype=dtype))
     tokens = TOKENS[: len(times[0])]
     fits = [fit(tokens, of_pass) for of_pass in times]

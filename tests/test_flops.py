@@ -76,7 +76,7 @@ def test_what_the_operators_of_a_grid_count() -> None:
         (lambda: grid.grid_spectrum(values, 0, 12, False), WORK / TOKENS / 4),
         (lambda: grid.grid_dense(values, 0, 12), 2 * 12 * 12),
         (lambda: grid.grid_dense_adjoint(weight[None], 0, 12, 12), 2 * 12 * 12),
-        (lambda: grid.grid_merge(weight, values[0], 0, 12, 1.0, weight), 2 * 12 * 12),
+        (lambda: grid.grid_merge(weight, values[0], 0, 12, 1.0, None, weight), 2 * 12 * 12),
     ):
         assert counted(call) == pytest.approx(work, abs=1)
 
@@ -114,6 +114,7 @@ def test_what_the_other_operators_count() -> None:
         ("generated_backward", (g, x, [torch.rand(6)], "vandermonde", 1.0, True, True), 2 * dense),
         ("generated_backward", (g, x, [torch.rand(6)], "vandermonde", 1.0, False, True), dense),
         ("powers", (torch.rand(6), 12), 2 * 6 * 12),
+        ("stochastic_sum", (torch.rand(6, 12), torch.rand(6, 12), 1, torch.rand(6, 12).half()), 6 * 12),
         ("empty_rows", (x2, 6), 0),
     ):
         assert counted(lambda: getattr(operators, name)(*arguments)) == pytest.approx(work, abs=1), name  # noqa: B023

@@ -56,7 +56,7 @@ def test_merging_adds_the_scaled_matrix_to_a_weight_and_rounds_once(
         (values,) = w.values(1, parameter)
         (dense,) = w.matrices(values[None])
         weight, out = torch.randn(dense.shape).to(types[0]), torch.empty(dense.shape, dtype=types[1])
-        grid_merge(weight, values, kind, w.columns, SCALE, out)
+        grid_merge(weight, values, kind, w.columns, SCALE, None, out)
         oracle.assert_close(out, weight.double() + SCALE * dense)
 
 
@@ -65,15 +65,15 @@ def test_a_weight_may_be_merged_in_place_and_in_strided_rows(w: Grid, dtype: tor
     values = w.values(1, dtype)[0].transpose(0, 1).contiguous().transpose(0, 1)
     rows, columns = 4 * w.rows, 3 * w.columns
     weight, wanted = torch.randn(rows, columns).to(dtype), torch.empty(rows, columns, dtype=dtype)
-    grid_merge(weight, values, w.kind, w.columns, SCALE, wanted)
+    grid_merge(weight, values, w.kind, w.columns, SCALE, None, wanted)
     wide = torch.zeros(2 * rows, columns + 5, dtype=dtype)
     strided = wide[1::2, 2:-3]
     strided.copy_(weight)
-    grid_merge(strided, values, w.kind, w.columns, SCALE, strided)
+    grid_merge(strided, values, w.kind, w.columns, SCALE, None, strided)
     assert torch.equal(strided, wanted)
     strided.zero_()
     assert (wide == 0).all()
-    grid_merge(weight.mT.contiguous().mT, values, w.kind, w.columns, SCALE, strided)
+    grid_merge(weight.mT.contiguous().mT, values, w.kind, w.columns, SCALE, None, strided)
     assert torch.equal(strided, wanted)
 
 
@@ -83,18 +83,18 @@ def test_merging_refuses_types_and_shapes_that_do_not_go_together(kind: int) -> 
     (values,) = w.values()
     weight = torch.randn(2 * w.rows, 18)
     with pytest.raises(RuntimeError, match="one dtype, or one of them float32"):
-        grid_merge(weight.bfloat16(), values, kind, 6, 1.0, weight.half())
+        grid_merge(weight.bfloat16(), values, kind, 6, 1.0, None, weight.half())
     with pytest.raises(RuntimeError):
-        grid_merge(weight, values, kind, 6, 1.0, torch.empty(18, 2 * w.rows))
+        grid_merge(weight, values, kind, 6, 1.0, None, torch.empty(18, 2 * w.rows))
     with pytest.raises(RuntimeError):
-        grid_merge(weight[:-1], values, kind, 6, 1.0, torch.empty(weight.shape))
+        grid_merge(weight[:-1], values, kind, 6, 1.0, None, torch.empty(weight.shape))
 
 
 @either_kind
 def test_merging_passes_opcheck(kind: int) -> None:
     w = grid_of(kind, 4, 6, 2, 3)
     weight = torch.randn(2 * w.rows, 18)
-    arguments = (weight, w.values()[0], kind, 6, 0.7, torch.zeros_like(weight))
+    arguments = (weight, w.values()[0], kind, 6, 0.7, None, torch.zeros_like(weight))
     opcheck(torch.ops.surm_kernels.grid_merge.default, arguments)
 
 

@@ -30,7 +30,8 @@ struct GridDenseKernels {
   void (*dense)(StorageType type, const GridShape& shape, const void* v, void* w, const ParallelFor& parallel);
   // v: the sums of w along the (anti)diagonals of every block, those that wrap around with their sign.
   void (*adjoint)(StorageType type, const GridShape& shape, const void* w, void* v, const ParallelFor& parallel);
-  // merge.out = merge.weight + scale · W(v) for one group, rounded once; `type` is that of v.
+  // merge.out = merge.weight + scale · W(v) for one group, rounded once, to nearest or by merge.key; `type` is that of
+  // v.
   void (*merge)(StorageType type, const GridShape& shape, const void* v, double scale, const Merge& merge,
                 const ParallelFor& parallel);
 };

@@ -8,14 +8,15 @@
 
 namespace surm::cpu {
 
-#define SURM_DECLARE_KERNELS(name)                  \
-  namespace name {                                  \
-  extern const GridKernels grid_kernels;            \
-  extern const GridDenseKernels grid_dense_kernels; \
-  extern const LdrKernels ldr_kernels;              \
-  extern const KroneckerKernels kronecker_kernels;  \
-  extern const DiagonalKernels diagonal_kernels;    \
-  extern const PowersKernels powers_kernels;        \
+#define SURM_DECLARE_KERNELS(name)                   \
+  namespace name {                                   \
+  extern const GridKernels grid_kernels;             \
+  extern const GridDenseKernels grid_dense_kernels;  \
+  extern const LdrKernels ldr_kernels;               \
+  extern const KroneckerKernels kronecker_kernels;   \
+  extern const DiagonalKernels diagonal_kernels;     \
+  extern const PowersKernels powers_kernels;         \
+  extern const StochasticKernels stochastic_kernels; \
   }
 #define SURM_KERNELS_OF(name) \
   {#name,                     \
@@ -24,7 +25,8 @@ namespace surm::cpu {
    &name::ldr_kernels,        \
    &name::kronecker_kernels,  \
    &name::diagonal_kernels,   \
-   &name::powers_kernels}
+   &name::powers_kernels,     \
+   &name::stochastic_kernels}
 
 SURM_DECLARE_KERNELS(baseline)
 #if SURM_HAS_AVX2

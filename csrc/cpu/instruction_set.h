@@ -6,6 +6,7 @@
 #include "kronecker.h"
 #include "ldr.h"
 #include "powers.h"
+#include "stochastic.h"
 
 namespace surm::cpu {
 
@@ -17,6 +18,7 @@ struct InstructionSet {
   const KroneckerKernels* kronecker;
   const DiagonalKernels* diagonal;
   const PowersKernels* powers;
+  const StochasticKernels* stochastic;
 };
 
 // Chosen at the first call. Throws std::runtime_error if SURM_KERNELS_ISA asks for what is not there.

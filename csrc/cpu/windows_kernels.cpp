@@ -1,6 +1,7 @@
 // Windows added to another matrix (windows.h) for every pair of types it may have, compiled once per instruction set.
 #include <type_traits>
 
+#include "stochastic_rows.h"
 #include "windows.h"
 
 namespace surm::cpu::SURM_INSTRUCTION_SET {
@@ -40,7 +41,17 @@ SURM_INLINE void store_rounded(Storage* to, const Vector<Scalar>& value, int64_t
   }
 }
 
-template <class Scalar, class Weight, class Out>
+// How the sums of a row are stored: to nearest or, as StochasticRow does, by the place of each.
+struct NearestRow {
+  NearestRow(uint64_t, int64_t) {}
+
+  template <class Storage, class Value>
+  SURM_INLINE void store(Storage* to, const Value& value, int64_t, int64_t count) const {
+    store_rounded<Lane<Value>>(to, value, count);
+  }
+};
+
+template <class Row, class Scalar, class Weight, class Out>
 void add_to(const Windows& windows, const Scalar* diagonals, const Merge& merge, const ParallelFor& parallel) {
   const int64_t columns = windows.columns, length = windows.diagonals();
   parallel(windows.row_blocks * windows.rows, windows_grain(windows.width()), [&](int64_t begin, int64_t end) {
@@ -48,9 +59,10 @@ void add_to(const Windows& windows, const Scalar* diagonals, const Merge& merge,
       const Scalar* from = diagonals + windows.first_window(row);
       const Weight* weight = static_cast<const Weight*>(merge.weight) + row * merge.weight_stride;
       Out* out = static_cast<Out*>(merge.out) + row * merge.out_stride;
+      const Row sums(merge.key, row);
       for (int64_t q = 0; q < windows.column_blocks; ++q, from += length, weight += columns, out += columns) {
         for_vectors<Scalar>(columns, [&](int64_t j, int64_t n) {
-          store_rounded<Scalar>(out + j, load_wide<Scalar>(weight + j, n) + load_first(from + j, n), n);
+          sums.store(out + j, load_wide<Scalar>(weight + j, n) + load_first(from + j, n), q * columns + j, n);
         });
       }
     }
@@ -65,7 +77,12 @@ void add_windows(const Windows& windows, const Scalar* diagonals, const Merge& m
     using Weight = decltype(weight_tag);
     with_storage(merge.out_type, [&](auto out_tag) {
       using Out = decltype(out_tag);
-      if constexpr (kMerges<Scalar, Weight, Out>) add_to<Scalar, Weight, Out>(windows, diagonals, merge, parallel);
+      if constexpr (kMerges<Scalar, Weight, Out>) {
+        if constexpr (sizeof(Out) == 2) {
+          if (merge.stochastic) return add_to<StochasticRow, Scalar, Weight, Out>(windows, diagonals, merge, parallel);
+        }
+        add_to<NearestRow, Scalar, Weight, Out>(windows, diagonals, merge, parallel);
+      }
     });
   });
 }

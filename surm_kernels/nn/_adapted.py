@@ -18,6 +18,7 @@ from surm_kernels.functional._product import cast
 from surm_kernels.nn._kept import Merged, Product, merge
 from surm_kernels.ops import _mode
 from surm_kernels.ops._library import without_autocast
+from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures import Structure
 
 
@@ -42,10 +43,16 @@ class Update:
         base = torch_functional.linear(x, cast(weight, x.dtype), bias)
         return self.structure.linear(x, *parameters, base=base, scale=self.scale)
 
-    def merged(self, x: Tensor, weight: Tensor, parameters: Sequence[Tensor]) -> Merged:
+    def merged(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        parameters: Sequence[Tensor],
+        rounding: StochasticRounding | None = None,
+    ) -> Merged:
         """W0 + scale W for tokens x, formed anew."""
         out = torch.empty(weight.shape, dtype=self.merge_dtype or x.dtype, device=weight.device)
-        return Merged(merge(self.structure, self.scale, weight, parameters, out))
+        return Merged(merge(self.structure, self.scale, weight, parameters, out, rounding), rounding)
 
     def product(
         self,
@@ -116,6 +123,7 @@ class Adapted(torch.autograd.Function):
     ) -> Tensor:
         ctx.update = update
         ctx.merged = None if merged is None else weakref.ref(merged)  # kept as long as the layer keeps it
+        ctx.rounding = None if merged is None else merged.rounding
         ctx.save_for_backward(x, weight, *parameters)
         with without_autocast(x):
             return update.product(merged, x, weight, bias, parameters)
@@ -131,7 +139,7 @@ class Adapted(torch.autograd.Function):
             else:
                 merged = None
                 if need_x and ctx.merged is not None:
-                    merged = ctx.merged() or update.merged(x, weight, parameters)
+                    merged = ctx.merged() or update.merged(x, weight, parameters, ctx.rounding)
                 x_gradient, inner = update.gradients(merged, g, x, weight, parameters, need_x, any(needed))
         return None, None, x_gradient, None, bias_gradient, *inner
 

@@ -11,7 +11,7 @@ from surm_kernels.nn._adapted import Update, record
 from surm_kernels.nn._base import compute_dtype, frozen
 from surm_kernels.nn._compiled import traced
 from surm_kernels.nn._kept import KeptProduct, MergedWeight, Product
-from surm_kernels.nn._strategy import RelativeSize, merges
+from surm_kernels.nn._strategy import RelativeSize, merges, rounds_stochastically
 from surm_kernels.ops import _mode
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.ops._outputs import in_shape
@@ -80,7 +80,8 @@ class AdaptedProduct:
         merged = None
         if merges(update, x, weight, parameters, need_x, need_parameters, self._size):
             dtype = update.merge_dtype or x.dtype
-            merged = self._merged.of(update.structure, update.scale, dtype, weight, parameters)
+            stochastic = need_parameters and rounds_stochastically(dtype, weight)
+            merged = self._merged.of(update.structure, update.scale, dtype, weight, parameters, stochastic)
         if recording and (need_parameters or need_x or (bias is not None and bias.requires_grad)):
             return record(update, merged, x, weight, bias, *parameters)
         with torch.no_grad(), without_autocast(x):

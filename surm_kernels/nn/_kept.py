@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels.ops._library import without_autocast
+from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures import Structure
 
 Product = Callable[[Tensor, Tensor | None, float], Tensor]
@@ -97,10 +98,16 @@ class Memory:
 class Merged:
     """A merged weight, which nobody writes to. Who multiplies by it holds this, or its memory may serve again."""
 
-    __slots__ = ("__weakref__", "_spare", "memory", "weight")
+    __slots__ = ("__weakref__", "_spare", "memory", "rounding", "weight")
 
-    def __init__(self, weight: Tensor, memory: Memory | None = None, spare: "deque[Tensor] | None" = None) -> None:
-        self.weight, self.memory, self._spare = weight, memory, spare
+    def __init__(
+        self,
+        weight: Tensor,
+        rounding: StochasticRounding | None = None,
+        memory: Memory | None = None,
+        spare: "deque[Tensor] | None" = None,
+    ) -> None:
+        self.weight, self.rounding, self.memory, self._spare = weight, rounding, memory, spare
 
     def __del__(self) -> None:
         if self._spare is not None:
@@ -117,10 +124,19 @@ class MergedWeight:
         self._lock = Lock()
 
     def of(
-        self, structure: Structure, scale: float, dtype: torch.dtype, weight: Tensor, parameters: Sequence[Tensor]
+        self,
+        structure: Structure,
+        scale: float,
+        dtype: torch.dtype,
+        weight: Tensor,
+        parameters: Sequence[Tensor],
+        stochastic: bool = False,
     ) -> Merged:
-        """The merged weight in a type; it is not to be written to, nor saved for a backward but by a weak reference."""
-        key = (structure, scale, dtype)
+        """The merged weight in a type; it is not to be written to, nor saved for a backward but by a weak reference.
+
+        Rounded to nearest or, to 16 bits, stochastically: to other sides after every change of what is trained.
+        """
+        key = (structure, scale, dtype, stochastic)
         constants, trained = split(structure, parameters)
         frozen = (weight, *constants)
         times = self._times
@@ -135,17 +151,18 @@ class MergedWeight:
                 # Looked at before it is used: what changes in between is found by the next call.
                 memory = Memory(key, frozen, trained, earlier, self._clearing()) if weight.is_cpu else None
                 buffer = self._buffer(weight, dtype)
-            merge(structure, scale, weight, parameters, buffer)
+            rounding = StochasticRounding.of(weight[0], *trained) if stochastic else None
+            merge(structure, scale, weight, parameters, buffer, rounding)
             self._times += 1
-            self._merged = merged = Merged(buffer, memory, self._spare if weight.is_cpu else None)
+            self._merged = merged = Merged(buffer, rounding, memory, self._spare if weight.is_cpu else None)
         return merged
 
     def present(
         self, structure: Structure, scale: float, dtype: torch.dtype, weight: Tensor, parameters: Sequence[Tensor]
     ) -> Merged | None:
-        """What `of` gives where nothing need be formed for it."""
+        """What `of` gives, rounded to nearest, where nothing need be formed for it."""
         constants, trained = split(structure, parameters)
-        return self._held((structure, scale, dtype), (weight, *constants), trained)
+        return self._held((structure, scale, dtype, False), (weight, *constants), trained)
 
     def _held(self, key: object, frozen: Sequence[Tensor], trained: Sequence[Tensor]) -> Merged | None:
         merged = self._merged  # read once: another thread may put another one there
@@ -214,10 +231,17 @@ class KeptProduct:
         return KeptProduct, ()
 
 
-def merge(structure: Structure, scale: float, weight: Tensor, parameters: Sequence[Tensor], out: Tensor) -> Tensor:
+def merge(
+    structure: Structure,
+    scale: float,
+    weight: Tensor,
+    parameters: Sequence[Tensor],
+    out: Tensor,
+    rounding: StochasticRounding | None,
+) -> Tensor:
     """out = weight + scale W(parameters), in the type of out whatever autocast says."""
     with without_autocast(weight):
-        return structure.merge(weight, *parameters, scale=scale, out=out)
+        return structure.merge(weight, *parameters, scale=scale, out=out, rounding=rounding)
 
 
 def split(structure: Structure, parameters: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -15,8 +15,8 @@ from surm_kernels.structures import Structure
 
 STRATEGIES = ("auto", "direct", "merged")
 
-#: Merging in 16 bits rounds a weight by about a third of the type's spacing, relative to its size. `auto` merges only
-#: where the update has this many spacings, so that rounding takes less than a tenth of it.
+#: Rounding to nearest in 16 bits moves a weight by about a third of the type's spacing, relative to its size. Where it
+#: rounds so, `auto` merges only an update of this many spacings, of which rounding takes less than a tenth.
 LEAST_SPACINGS = 4
 
 _PROBES = 8
@@ -102,8 +102,18 @@ def merges(
     )
     if not faster or x.dtype.itemsize > 2 or update.merge_dtype is not None:
         return faster
+    if need_parameters and size is not None and rounds_stochastically(x.dtype, weight):
+        return True
     least = LEAST_SPACINGS * torch.finfo(x.dtype).eps
     return size is not None and size.of(update.structure, update.scale, weight, parameters) >= least
+
+
+def rounds_stochastically(dtype: torch.dtype, weight: Tensor) -> bool:
+    """Whether a weight that is merged in a type for training is rounded by chance, so that no small update is lost.
+
+    Not on a GPU, where to see whether the parameters have changed is to wait.
+    """
+    return dtype.itemsize == 2 and weight.is_cpu
 
 
 def require_strategy(strategy: Any, base: nn.Module) -> None:

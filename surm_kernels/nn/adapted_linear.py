@@ -25,9 +25,10 @@ class AdaptedLinear(ConstantBuffers):
 
     - "direct": one matrix product with the frozen weight and the structure's kernel, which share the output;
     - "merged": the weight plus `scale * W` is formed, once for every change of the parameters, into a buffer of the
-      weight's size that the layer keeps; then one matrix product. In 16 bits that sum is rounded.
-    - "auto" takes the faster by `surm_kernels.cost_model`, from sizes, tokens, type and the gradients wanted; in 16
-      bits it merges only where the update is `LEAST_SPACINGS` spacings of the type or more, relative to the weight.
+      weight's size that the layer keeps; then one matrix product. In 16 bits that sum is rounded: stochastically in
+      training (`surm_kernels.rounding`), so that no small update is lost, else to nearest.
+    - "auto" takes the faster by `surm_kernels.cost_model`, from sizes, tokens, type and the gradients wanted; in
+      inference in 16 bits it merges only an update that rounding to nearest leaves most of.
 
     Either keeps nothing for the backward but x and the parameters. A base that is not a plain torch.nn.Linear
     (quantised, custom, with hooks or parametrisations) is called as it is, and the update is direct.

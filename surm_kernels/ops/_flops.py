@@ -142,6 +142,7 @@ FORMULAS: dict[str, Formula] = {
     "generated_backward": lambda g, x, parameters, kind, scale, need_x, need_parameters: _generated(
         x, parameters, kind, results=need_x + need_parameters
     ),
+    "stochastic_sum": lambda weight, *_: weight.numel(),
     "powers": lambda v, columns: 2 * v.numel() * columns,
     "empty_rows": lambda x, columns: 0,
 }

@@ -54,12 +54,13 @@ class Primitive(NamedTuple):
         """
         return self.form.gradients(self, g, x, scale, input_gradient)
 
-    def merge(self, weight: Tensor, scale: float, out: Tensor) -> bool:
+    def merge(self, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
         """`out = weight + scale * W` in one pass, rounded once, out may be weight; False, and nothing done, else.
 
-        Else: there is no such kernel for the form, or not for these types and strides. Not recorded.
+        Else: there is no such kernel for the form, or not for these types and strides. Rounded to nearest or, to 16
+        bits, stochastically by the key of a `StochasticRounding`. Not recorded.
         """
-        return self.form.merge(self, weight, scale, out)
+        return self.form.merge(self, weight, scale, key, out)
 
     def keep(self) -> Product | None:
         """The product with what it needs of the arguments computed once, not recorded; None if that gains nothing."""
@@ -87,7 +88,7 @@ class Form(ABC):
         self, w: Primitive, g: Tensor, x: Tensor, scale: float, input_gradient: bool
     ) -> tuple[Tensor | None, Sequence[Tensor | None]]: ...
 
-    def merge(self, w: Primitive, weight: Tensor, scale: float, out: Tensor) -> bool:
+    def merge(self, w: Primitive, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
         return False
 
     def keep(self, w: Primitive) -> Product | None:

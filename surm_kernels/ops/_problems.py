@@ -65,8 +65,11 @@ def grid_by_spectrum(
     return Problem("grid_by_spectrum", wide_type(x.dtype), outputs, inputs, rows, columns, kind=kind)
 
 
-def grid_merge(weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, out: Tensor) -> Problem:
-    return _grid("grid_merge", values.dtype, values.shape, kind, columns)
+def grid_merge(
+    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: int | None, out: Tensor
+) -> Problem:
+    operator = "grid_merge" if key is None else "grid_merge_stochastic"  # which no backend has
+    return _grid(operator, values.dtype, values.shape, kind, columns)
 
 
 def _grid(

@@ -75,7 +75,9 @@ def _grid_by_spectrum_fake(
     return x.new_empty(x.shape[0], x.shape[1], outputs * rows)
 
 
-def _grid_merge_fake(weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, out: Tensor) -> None:
+def _grid_merge_fake(
+    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: int | None, out: Tensor
+) -> None:
     for matrix in (weight, out):
         torch._check(matrix.shape == _sizes(values, kind, columns))
 
@@ -129,7 +131,7 @@ grid_by_spectrum = define(
     cuda=_problems.grid_by_spectrum,
 )
 _grid_merge = define(
-    "grid_merge(Tensor weight, Tensor values, int kind, SymInt columns, float scale, Tensor(a!) out) -> ()",
+    "grid_merge(Tensor weight, Tensor values, int kind, SymInt columns, float scale, int? key, Tensor(a!) out) -> ()",
     _grid_merge_fake,
     reference.grid_merge,
     cuda=_problems.grid_merge,
@@ -147,12 +149,12 @@ class _Form(MultilinearForm):
     def dense(self, w: Primitive) -> Tensor:
         return grid_dense(w.arguments[0], *w.constants).squeeze(0)
 
-    def merge(self, w: Primitive, weight: Tensor, scale: float, out: Tensor) -> bool:
+    def merge(self, w: Primitive, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
         types = {weight.dtype, out.dtype}
         if (len(types) == 2 and torch.float32 not in types) or (out.stride(1) != 1 and out.shape[1] != 1):
             return False
         kind, columns = w.constants
-        grid_merge(weight, w.arguments[0].squeeze(0), kind, columns, scale, out)
+        grid_merge(weight, w.arguments[0].squeeze(0), kind, columns, scale, key, out)
         return True
 
     def keep(self, w: Primitive) -> Product:
@@ -228,11 +230,14 @@ def grid_dense_adjoint(w: Tensor, kind: int, rows: int, columns: int) -> Tensor:
     return dense_form.partial(1, None, w, KINDS[kind].values(rows, columns), kind, columns)
 
 
-def grid_merge(weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, out: Tensor) -> None:
-    """`out = weight + scale * W`, rounded once; weight may be out.
+def grid_merge(
+    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: int | None, out: Tensor
+) -> None:
+    """`out = weight + scale * W`, rounded once, to nearest or stochastically by the key; weight may be out.
 
     The values (M, K, size) may have any type. weight and out (M m, K n) have one type or one of them is float32; the
-    sum is taken in float32, or in float64 where one of them is. The values of a row of out are contiguous.
+    sum is taken in float32, or in float64 where one of them is. The values of a row of out are contiguous. With a key
+    out has 16 bits.
     """
-    _grid_merge(weight, values, kind, columns, scale, out)
+    _grid_merge(weight, values, kind, columns, scale, key, out)
     torch.autograd.graph.increment_version(out)  # which an operator's own write does not

@@ -18,6 +18,8 @@ from torch import Tensor
 from surm_kernels import _checks
 from surm_kernels._widening import widened
 from surm_kernels.ops._library import without_autocast
+from surm_kernels.ops.stochastic import stochastic_sum
+from surm_kernels.rounding import StochasticRounding
 
 
 class Structure(ABC):
@@ -123,13 +125,25 @@ class Structure(ABC):
         return self.gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)
 
     @torch.no_grad()
-    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+    def merge(
+        self,
+        weight: Tensor,
+        *parameters: Tensor,
+        scale: float = 1.0,
+        out: Tensor | None = None,
+        rounding: StochasticRounding | None = None,
+    ) -> Tensor:
         """`weight + scale * W`, not recorded, in `out` where it is given, else in a new tensor like `weight`.
 
-        The sum is taken in float32 at least and rounded once, to the type of the result; `out` may be `weight`.
+        The sum is taken in float32 at least and rounded once, to the type of the result; `out` may be `weight`. To 16
+        bits it may be rounded stochastically, else it is to nearest.
         """
+        result = torch.empty_like(weight) if out is None else out
         update = self.wide_dense(*parameters)
-        return torch.add(weight, update, alpha=scale, out=torch.empty_like(weight) if out is None else out)
+        if rounding is None:
+            return torch.add(weight, update, alpha=scale, out=result)
+        stochastic_sum(weight, (scale * update).float(), rounding.key, result)
+        return result
 
     def kept(self, *parameters: Tensor) -> Callable[[Tensor, Tensor | None, float], Tensor] | None:
         """The product `(x, base, scale)` -> `base + scale * x @ W.T` for parameters that do not change, not recorded.

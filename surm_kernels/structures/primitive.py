@@ -14,6 +14,7 @@ from surm_kernels.ops._library import without_autocast
 from surm_kernels.ops._outputs import in_shape, resized
 from surm_kernels.ops._primitive import Primitive, Product
 from surm_kernels.ops.factored_grid import FactoredGrid
+from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures.base import Structure
 
 #: From the gradients of a primitive's arguments to those of the parameters.
@@ -136,13 +137,20 @@ class PrimitiveStructure(Structure):
         return tuple(name not in self.constants for name in self.parameter_shapes())
 
     @torch.no_grad()
-    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+    def merge(
+        self,
+        weight: Tensor,
+        *parameters: Tensor,
+        scale: float = 1.0,
+        out: Tensor | None = None,
+        rounding: StochasticRounding | None = None,
+    ) -> Tensor:
         """`weight + scale * W` in one pass where the primitive has a kernel for it, see `Structure.merge`."""
         result = torch.empty_like(weight) if out is None else out
         w = self.wide_primitive(*parameters)
-        if w is not None and w.merge(weight, scale, result):
+        if w is not None and w.merge(weight, scale, None if rounding is None else rounding.key, result):
             return result
-        return super().merge(weight, *parameters, scale=scale, out=result)
+        return super().merge(weight, *parameters, scale=scale, out=result, rounding=rounding)
 
     def wide_primitive(self, *parameters: Tensor) -> Primitive | None:
         """`primitive` in float32 at least."""

@@ -5,6 +5,8 @@ HyDRA's index maps and fixed values are drawn again from a seed instead of being
 
 from statistics import NormalDist
 
+from surm_kernels import _random_words
+
 _WORD = 2**64
 
 
@@ -12,15 +14,12 @@ class RandomIntegers:
     """SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014)."""
 
     def __init__(self, seed: int) -> None:
-        self._state = seed % _WORD
+        self._seed, self._drawn = seed, 0
 
     def word(self) -> int:
         """Uniform among the integers of 64 bits."""
-        self._state = (self._state + 0x9E3779B97F4A7C15) % _WORD
-        mixed = self._state
-        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % _WORD
-        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % _WORD
-        return mixed ^ (mixed >> 31)
+        self._drawn += 1
+        return _random_words.word(self._seed, self._drawn - 1)
 
     def below(self, bound: int) -> int:
         """Uniform in range(bound): words past the last multiple of bound are drawn again."""

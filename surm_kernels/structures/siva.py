@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from surm_kernels import _checks, _matrices, siva
-from surm_kernels._widening import wide_type
+from surm_kernels._widening import wide_type, widened
 from surm_kernels.ops._primitive import Primitive
+from surm_kernels.ops.stochastic import stochastic_sum
+from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures.primitive import PrimitiveStructure
 
 
@@ -70,6 +72,29 @@ class Siva(PrimitiveStructure):
 
     def primitive(self, *parameters: Tensor) -> Primitive:
         return _matrices.siva(*parameters)
+
+    @torch.no_grad()
+    def merge(
+        self,
+        weight: Tensor,
+        *parameters: Tensor,
+        scale: float = 1.0,
+        out: Tensor | None = None,
+        rounding: StochasticRounding | None = None,
+    ) -> Tensor:
+        """`weight + scale * W`, see `Structure.merge`.
+
+        Where the sum is rounded stochastically and all is bfloat16, so is the matrix product, at the speed of the
+        layer's own. U diag(s) and the product are rounded to nearest then, each by a share of itself however small the
+        update is: an entry of W is off by at most `2^-8 (abs(W) + 1.01 abs(U) diag(abs(s)) abs(V)^T)`, and where
+        `scale` is no power of two by `2^-8` of the second term more.
+        """
+        result = torch.empty_like(weight) if out is None else out
+        if rounding is None or any(t.dtype != torch.bfloat16 for t in (result, *parameters)):
+            return super().merge(weight, *parameters, scale=scale, out=result, rounding=rounding)
+        U, s, V = parameters
+        stochastic_sum(weight, (U * (scale * widened(s)).to(s.dtype)) @ V.mT, rounding.key, result)
+        return result
 
     def nearest(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The bases of the weight with the best s for them, `diag(U^T weight V)`.

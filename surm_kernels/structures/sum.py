@@ -7,6 +7,7 @@ from torch import Tensor
 
 from surm_kernels import _checks
 from surm_kernels._widening import widened
+from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures.base import Structure
 
 
@@ -88,7 +89,14 @@ class Sum(Structure):
         return sum(of_x[1:], of_x[0]).to(x.dtype) if of_x else None, *inner
 
     @torch.no_grad()
-    def merge(self, weight: Tensor, *parameters: Tensor, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+    def merge(
+        self,
+        weight: Tensor,
+        *parameters: Tensor,
+        scale: float = 1.0,
+        out: Tensor | None = None,
+        rounding: StochasticRounding | None = None,
+    ) -> Tensor:
         """Each term merged in turn, in float32 at least, and the whole rounded once; see `Structure.merge`."""
         result = torch.empty_like(weight) if out is None else out
         total = weight
@@ -97,7 +105,7 @@ class Sum(Structure):
             wide = torch.empty(weight.shape, dtype=widened(total).dtype, device=weight.device)
             total = term.merge(total, *own, scale=scale * factor, out=wide)
         term, factor, own = last
-        return term.merge(total, *own, scale=scale * factor, out=result)
+        return term.merge(total, *own, scale=scale * factor, out=result, rounding=rounding)
 
     def kept(self, *parameters: Tensor) -> Callable[[Tensor, Tensor | None, float], Tensor] | None:
         """The terms' products as they are kept; None unless every term keeps its own."""

@@ -26,6 +26,7 @@ from surm_kernels.reference.ops._rows import (
     normalised_pair,
     rounded,
 )
+from surm_kernels.reference.ops.stochastic import stochastic_sum
 
 
 def grid(
@@ -71,8 +72,13 @@ def grid_dense_adjoint(w: Tensor, kind: int, rows: int, columns: int) -> Tensor:
     return _FORMULAS[kind].sums(entries).to(w.dtype)
 
 
-def grid_merge(weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, out: Tensor) -> None:
-    merge(weight, grid_dense(values[None], kind, columns)[0], scale, out)
+def grid_merge(
+    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: int | None, out: Tensor
+) -> None:
+    if key is None:
+        return merge(weight, grid_dense(values[None], kind, columns)[0], scale, out)
+    scaled = (scale * values.double()).float()  # as the kernels do, to the bit
+    stochastic_sum(weight, grid_dense(scaled[None], kind, columns)[0], key, out)
 
 
 def grid_spectrum(values: Tensor, kind: int, columns: int, transposed: bool) -> Tensor:

@@ -1,0 +1,15 @@
+// The CPU kernels of stochastic rounding as the torch glue sees them.
+#pragma once
+
+#include "interface.h"
+
+namespace surm::cpu {
+
+struct StochasticKernels {
+  // merge.out = merge.weight + addend, rows × columns, rounded stochastically by merge.key. The addend is float32 or of
+  // the type of out, `wide` says which.
+  void (*sum)(int64_t rows, int64_t columns, const Merge& merge, const void* addend, int64_t addend_stride, bool wide,
+              const ParallelFor& parallel);
+};
+
+}  // namespace surm::cpu
