@@ -31,7 +31,7 @@ from tests.adapted import (
 @squares
 def test_the_backward_keeps_the_input_and_the_parameters_and_nothing_else(structure: Structure, strategy: str) -> None:
     layer = make(structure, strategy, torch.float32)
-    x, _ = tokens_of(layer, 2, 50, dtype=torch.float32)
+    x, _ = tokens_of(layer, 2, 50, dtype=torch.float32)  # more than SiVA keeps a projection of
     x.requires_grad_()
     layer(x)
     saved: list[Tensor] = []
@@ -40,6 +40,16 @@ def test_the_backward_keeps_the_input_and_the_parameters_and_nothing_else(struct
     assert y.requires_grad and saved
     kept = {t.data_ptr() for t in (x, layer.base.weight, *layer.structured_parameters())}
     assert {t.data_ptr() for t in saved} <= kept
+
+
+@pytest.mark.parametrize("tokens", [48, 49])
+def test_for_few_tokens_siva_keeps_their_projection_as_well(tokens: int) -> None:
+    layer = make(Siva(96, 96, 40), "direct", torch.float32)
+    x, _ = tokens_of(layer, tokens, dtype=torch.float32)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        layer(x)
+    assert any(t.shape == (tokens, 40) for t in saved) == (tokens == 48)
 
 
 @pytest.mark.parametrize("strategy", ["direct", "merged", "auto"])

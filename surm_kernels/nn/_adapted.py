@@ -89,8 +89,12 @@ class Update:
         parameters: Sequence[Tensor],
         need_x: bool,
         need_parameters: bool,
+        projection: Tensor | None = None,
     ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """The gradients of x and of the parameters, for tensors as in `product`; `merged` serves that of x alone."""
+        """The gradients of x and of the parameters, for tensors as in `product`; `merged` serves that of x alone.
+
+        The projection is what the forward has kept for them, see `Structure.rows_and_projection`.
+        """
         structure, scale = self.structure, self.scale
         inner: Sequence[Tensor | None] = [None] * len(parameters)
         if need_x and merged is not None:
@@ -99,7 +103,9 @@ class Update:
             total = merged.weight
             return cast(cast(g, total.dtype) @ total, x.dtype), inner
         x_gradient = None
-        if need_parameters:
+        if projection is not None and need_parameters:
+            x_gradient, *inner = structure.gradients_by_projection(g, projection, parameters, scale, need_x)
+        elif need_parameters:
             x_gradient, *inner = structure.row_gradients(g, x, parameters, scale, need_x)
         elif need_x:
             x_gradient = _input_gradient(structure, g, x, parameters, scale)
@@ -124,14 +130,20 @@ class Adapted(torch.autograd.Function):
         ctx.update = update
         ctx.merged = None if merged is None else weakref.ref(merged)  # kept as long as the layer keeps it
         ctx.rounding = None if merged is None else merged.rounding
-        ctx.save_for_backward(x, weight, *parameters)
+        projection = None
         with without_autocast(x):
-            return update.product(merged, x, weight, bias, parameters)
+            if merged is None and update.structure.projects(x.shape[0]) and any(ctx.needs_input_grad[5:]):
+                y, projection = update.structure.rows_and_projection(x, parameters, bias, update.scale)
+                y.addmm_(x, cast(weight, x.dtype).t())
+            else:
+                y = update.product(merged, x, weight, bias, parameters)
+        ctx.save_for_backward(x, weight, projection, *parameters)
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         _, _, need_x, _, need_bias, *needed = ctx.needs_input_grad
-        update, (x, weight, *parameters) = ctx.update, ctx.saved_tensors
+        update, (x, weight, projection, *parameters) = ctx.update, ctx.saved_tensors
         with without_autocast(x):
             bias_gradient = g.sum(0) if need_bias else None
             if torch.is_grad_enabled() or _mode.transforms_active() or _mode.is_batched(g):
@@ -140,7 +152,7 @@ class Adapted(torch.autograd.Function):
                 merged = None
                 if need_x and ctx.merged is not None:
                     merged = ctx.merged() or update.merged(x, weight, parameters, ctx.rounding)
-                x_gradient, inner = update.gradients(merged, g, x, weight, parameters, need_x, any(needed))
+                x_gradient, inner = update.gradients(merged, g, x, weight, parameters, need_x, any(needed), projection)
         return None, None, x_gradient, None, bias_gradient, *inner
 
 

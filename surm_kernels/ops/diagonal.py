@@ -89,6 +89,29 @@ form = _Form(
 )
 
 
+def with_projection(
+    x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`diagonal` and x v, which `gradients_by_projection` takes in place of x; not recorded.
+
+    Tensors have no dimension of problems, base is (m,). All by plain products: a gradient of five products becomes one
+    of four, at the price of keeping tokens x k numbers.
+    """
+    projection = x @ v
+    scaled = (projection * (scale * widened(s))).to(x.dtype)
+    return scaled @ u.mT if base is None else torch.addmm(base, scaled, u.mT), projection
+
+
+def gradients_by_projection(
+    g: Tensor, projection: Tensor, u: Tensor, s: Tensor, v: Tensor, scale: float, input_gradient: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of `scale * <g, x @ W.T>` with respect to x, None unless wanted, and s; not recorded."""
+    of_g = g @ u
+    s_gradient = scale * (widened(of_g) * widened(projection)).sum(0)
+    x_gradient = (of_g * (scale * widened(s))).to(g.dtype) @ v.mT if input_gradient else None
+    return x_gradient, s_gradient.to(s.dtype)
+
+
 def diagonal(x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor | None, scale: float) -> Tensor:
     """`base + scale * ((x @ v) * s) @ u.T`."""
     return form.partial(0, base, None, x, u, s, v, scale)

@@ -92,6 +92,22 @@ class Structure(ABC):
     def dense(self, *parameters: Tensor) -> Tensor:
         """The matrix W, (out_features, in_features)."""
 
+    def projects(self, tokens: int) -> bool:
+        """Whether so many tokens have a projection that is worth keeping from the product for the gradients."""
+        return False
+
+    def rows_and_projection(
+        self, x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """`rows` with the projection of the tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no projection")
+
+    def gradients_by_projection(
+        self, g: Tensor, projection: Tensor, parameters: Sequence[Tensor], scale: float, input_gradient: bool
+    ) -> Sequence[Tensor | None]:
+        """`row_gradients` by the projection in place of the tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no projection")
+
     def gradients(
         self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
     ) -> tuple[Tensor | None, ...]:

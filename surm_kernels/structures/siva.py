@@ -1,10 +1,13 @@
 """SiVA's update of a weight: values on pairs of its own singular vectors, `W = U diag(s) V^T`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from surm_kernels import _checks, _matrices, siva
 from surm_kernels._widening import wide_type, widened
+from surm_kernels.ops import diagonal
 from surm_kernels.ops._primitive import Primitive
 from surm_kernels.ops.stochastic import stochastic_sum
 from surm_kernels.rounding import StochasticRounding
@@ -72,6 +75,23 @@ class Siva(PrimitiveStructure):
 
     def primitive(self, *parameters: Tensor) -> Primitive:
         return _matrices.siva(*parameters)
+
+    def projects(self, tokens: int) -> bool:
+        """x V is kept where it is no larger than half of U, up to where merging becomes faster."""
+        return 2 * tokens <= self.out_features
+
+    def rows_and_projection(
+        self, x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        U, s, V = parameters
+        return diagonal.with_projection(x, U, s, V, base, scale)
+
+    def gradients_by_projection(
+        self, g: Tensor, projection: Tensor, parameters: Sequence[Tensor], scale: float, input_gradient: bool
+    ) -> Sequence[Tensor | None]:
+        U, s, V = parameters
+        x_gradient, s_gradient = diagonal.gradients_by_projection(g, projection, U, s, V, scale, input_gradient)
+        return x_gradient, None, s_gradient, None
 
     @torch.no_grad()
     def merge(
