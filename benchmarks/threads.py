@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from surm_kernels._timing import Effort, samples
+from surm_kernels.calibration import FAMILIES
 from surm_kernels.command.bench import report
-from surm_kernels.command.bench.measure import Effort, Spread, samples
+from surm_kernels.command.bench.measure import Spread
 from surm_kernels.command.bench.records import Grid
-from surm_kernels.command.calibration import FAMILIES
 from surm_kernels.command.terminal import Progress
 from surm_kernels.command.usage import positive_integer, select, threads_text
 from surm_kernels.cost_constants import MEASURED_TYPES
