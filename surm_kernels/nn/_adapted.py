@@ -1,8 +1,9 @@
 """The product of an adapted layer and its gradients: y = x W0^T + bias + scale x W^T with a frozen W0.
 
 *Direct*: the structure's kernel makes the output, and one matrix product accumulates into it. *Merged*: W0 + scale W is
-formed first, then there is one matrix product. Either way the backward keeps x and the parameters and nothing else, but for a projection of few tokens, and
-the parameters' gradients come from the structure, never from a dense gradient of the weight.
+formed first, then there is one matrix product. Either way the backward keeps x and the parameters and nothing else, but
+for SiVA's projection of few tokens, and the parameters' gradients come from the structure, never from a dense gradient
+of the weight.
 """
 
 import weakref

@@ -30,8 +30,9 @@ class AdaptedLinear(ConstantBuffers):
     - "auto" takes the faster by `surm_kernels.cost_model`, from sizes, tokens, type and the gradients wanted; in
       inference in 16 bits it merges only an update that rounding to nearest leaves most of.
 
-    Either keeps nothing for the backward but x and the parameters, and SiVA its projection of few tokens. A base that is not a plain torch.nn.Linear
-    (quantised, custom, with hooks or parametrisations) is called as it is, and the update is direct.
+    Either keeps nothing for the backward but x and the parameters, and SiVA its projection of few tokens. A base that
+    is not a plain torch.nn.Linear (quantised, custom, with hooks or parametrisations) is called as it is, and the
+    update is direct.
 
     Args:
         base: torch.nn.Linear or a module that acts like one, (..., in_features) to (..., out_features); its parameters
