@@ -58,7 +58,7 @@ def lora() -> nn.Module | None:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         return None
-    model = get_peft_model(nn.Sequential(frozen()), LoraConfig(r=8, target_modules=["0"]))  # type: ignore[arg-type]
+    model = get_peft_model(nn.Sequential(frozen()), LoraConfig(r=8, target_modules=["0"]))
     layer: nn.Module = model.base_model.model[0]
     return layer
 
