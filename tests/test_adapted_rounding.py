@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from surm_kernels import cost_model
 from surm_kernels.nn import AdaptedLinear, _adapted_product
-from surm_kernels.structures import Circulant, CirculantProduct, Siva, Structure
+from surm_kernels.structures import CauchyLike, Circulant, CirculantProduct, Siva, Structure
 from tests import oracle
 from tests.adapted import draw, make, step, tokens_of, trained
 
@@ -232,3 +232,23 @@ def test_training_follows_the_direct_strategy_where_rounding_to_nearest_loses_it
     assert direct[-1] < 0.01
     assert merged[-1] < 0.05
     assert nearest[-1] > 1
+
+
+@types
+@pytest.mark.parametrize(
+    "structure",
+    [CirculantProduct(12, 12), Siva(12, 12, 5), CauchyLike(12, 12, 2)],
+    ids=["circulant product", "siva", "cauchy-like"],
+)
+def test_autocast_to_the_other_type_of_16_bits_merges_in_that(structure: Structure, dtype: torch.dtype) -> None:
+    other = next(t for t in oracle.SIXTEEN_BIT if t is not dtype)
+    layer = training(structure, dtype)
+    x, _ = tokens_of(layer, 9, dtype=dtype)
+    with torch.autocast("cpu", other):
+        y = layer(x)
+    parameters = [parameter.double() for parameter in layer.structured_parameters()]
+    exact = x.double() @ (layer.base.weight + layer.scale * layer.structure.dense(*parameters)).T
+    assert y.dtype is other
+    oracle.assert_close(
+        y.detach(), exact.detach(), rounding=6
+    )  # weight, x and parameters are rounded to that type as well

@@ -25,8 +25,10 @@ _stochastic_sum = define(
 def stochastic_sum(weight: Tensor, addend: Tensor, key: int, out: Tensor) -> None:
     """`out = weight + addend`, taken in float32 and rounded stochastically by the key; weight may be out.
 
-    out has 16 bits, weight and addend are of its type or float32; all are matrices of one size, and the values of a row
-    of out are contiguous.
+    out has 16 bits, addend is of its type or float32; all are matrices of one size, and the values of a row of out are
+    contiguous.
     """
+    if weight.dtype not in (out.dtype, torch.float32):  # as where autocast is to the other type of 16 bits
+        weight = weight.float()
     _stochastic_sum(weight, addend, key, out)
     torch.autograd.graph.increment_version(out)  # which an operator's own write does not

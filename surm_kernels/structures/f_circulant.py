@@ -1,7 +1,6 @@
 """What circulant and skew-circulant share: f-circulant matrices with f = 1 or -1, whole or in blocks."""
 
 from collections.abc import Sequence
-from functools import cached_property
 
 from torch import Tensor
 from torch.nn import functional as torch_functional
@@ -30,7 +29,7 @@ class FCirculant(GridStructure):
     def _matrix(self, values: Tensor, rows: int, columns: int) -> Primitive:
         return type(self).matrix(values, rows, columns)
 
-    @cached_property
+    @property
     def is_cut(self) -> bool:
         """Whether W is a part of the square."""
         return self.block_size is None and self.in_features != self.out_features
