@@ -23,7 +23,7 @@ METHOD_TITLES = {
     "hydra": "HyDRA",
     "siva": "SiVA",
 }
-ADAPTER_LEARNING_RATES = {"probe": 0.0, "lora": 2e-3, "surm": 1e-2, "toeplitz": 1e-3, "hydra": 5e-4, "siva": 4e-2}
+ADAPTER_LEARNING_RATES = {"probe": 0.0, "lora": 2e-3, "surm": 1e-2, "toeplitz": 1e-3, "hydra": 1e-3, "siva": 4e-2}
 ADAPTED_LAYERS = ("query", "value")
 LORA_RANK = 8
 LORA_ALPHA = 16
