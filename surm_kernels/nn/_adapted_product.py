@@ -41,25 +41,26 @@ class AdaptedProduct:
             training: whether the layer is in training mode.
         """
         _checks.require_strided("x", x)
-        tensors = frozen(base)
-        if tensors is None or tensors.weight.requires_grad or not _is_fusable(x, update.structure):
+        tensors, structure = frozen(base), update.structure
+        if tensors is None or tensors.weight.requires_grad or not _is_fusable(x, structure):
             return self.added(update, base(x), x, stored, training)
         weight, bias = tensors
-        if x.dim() == 0 or x.shape[-1] != update.structure.in_features:
-            _checks.require_features(x, update.structure.in_features, {"base.weight": weight})
+        if x.dim() == 0 or x.shape[-1] != structure.in_features:
+            _checks.require_features(x, structure.in_features, {"base.weight": weight})
         dtype = compute_dtype(x, weight)
         flat = x.dim() == 2  # then views would only cost their nodes in the graph
-        rows = cast(x if flat else x.reshape(-1, update.structure.in_features), dtype)
-        if bias is not None:
-            bias = cast(bias, dtype)
-        parameters = [cast(parameter, dtype) for parameter in stored]
+        rows = x if flat else x.reshape(-1, structure.in_features)
+        parameters = stored
+        if not _all_of(dtype, x, bias, stored):
+            rows, bias = cast(rows, dtype), None if bias is None else cast(bias, dtype)
+            parameters = [cast(parameter, dtype) for parameter in stored]
         if torch.compiler.is_compiling():
             # Not a decorator, which would import Dynamo, and Triton with it, for everybody.
             frozen_tensors = (weight,) if bias is None else (weight, bias)
             y = torch._dynamo.nonstrict_trace(traced)(update, rows, frozen_tensors, *parameters)
         else:
             y = self._call(update, rows, weight, bias, stored, parameters, training)
-        return y if flat else in_shape(y, *x.shape[:-1], update.structure.out_features)
+        return y if flat else in_shape(y, *x.shape[:-1], structure.out_features)
 
     def _call(
         self,
@@ -147,6 +148,14 @@ class AdaptedProduct:
         self._merged.clear()
         self._kept.clear()
         self._size.clear()
+
+
+def _all_of(dtype: torch.dtype, x: Tensor, bias: Tensor | None, parameters: Sequence[Tensor]) -> bool:
+    """Whether all have this type: to ask each of them to take it takes longer."""
+    for parameter in parameters:
+        if parameter.dtype is not dtype:
+            return False
+    return x.dtype is dtype and (bias is None or bias.dtype is dtype)
 
 
 def _any_requires_grad(tensors: Sequence[Tensor]) -> bool:

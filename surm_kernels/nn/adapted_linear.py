@@ -165,7 +165,8 @@ class AdaptedLinear(ConstantBuffers):
 
     def structured_parameters(self) -> tuple[Tensor, ...]:
         """The parameters of W with its constants, in the structure's order."""
-        return tuple([getattr(self, name) for name in self._names])  # a generator takes longer
+        held: Any = self._parameters  # where a parameter is unless it is parametrised; getattr takes longer
+        return tuple([held[name] if name in held else getattr(self, name) for name in self._names])
 
     def reset_parameters(self, initialisation: str | None = None) -> None:
         """Starts the update anew, by one of the structure's initialisations; "paper" where none is named."""
@@ -175,7 +176,8 @@ class AdaptedLinear(ConstantBuffers):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return self._product(self._update, self.base, input, self.structured_parameters(), self.training)
+        base: Any = self._modules["base"]  # as attributes of modules, it takes longer to find
+        return self._product(self._update, base, input, self.structured_parameters(), self.training)
 
     @torch.no_grad()
     def chosen(self, tokens: int, dtype: torch.dtype | None = None, gradients: bool = True) -> str:
