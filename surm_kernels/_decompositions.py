@@ -9,7 +9,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from surm_kernels import _cache, _checks, siva
+from surm_kernels._locks import Lock
 from surm_kernels.ops import _mode
 from surm_kernels.siva import Decomposition
 
@@ -37,7 +37,7 @@ DELAY = 1.0
 _FORMAT = 1  # of a file, part of the hash in its name
 _NAMES = ("U", "singular_values", "V")
 
-_lock = threading.Lock()  # threads that want one weight decompose it once
+_lock = Lock()  # threads that want one weight decompose it once
 _left: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 _right: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 _counts: dict[tuple, int] = {}

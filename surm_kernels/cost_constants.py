@@ -167,7 +167,8 @@ def read(file: Path, place: Place, whole: bool = True) -> Table | None:
         return None
     except UNREADABLE as error:
         found = f"{type(error).__name__}: {error}"
-    warnings.warn(f"surm_kernels ignores {file}, {found}; `surm-kernels tune` writes it anew", RuntimeWarning, 2)
+    remedy = "`surm-kernels tune` writes it anew" if whole else "the next first use writes it anew"
+    warnings.warn(f"surm_kernels ignores {file}, {found}; {remedy}", RuntimeWarning, 2)
     return None
 
 

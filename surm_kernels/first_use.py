@@ -7,7 +7,6 @@ that start together one measures and the others wait for it.
 
 import math
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from surm_kernels import _environment, calibration, cost_constants, cost_model
+from surm_kernels._locks import Lock
 from surm_kernels.cost_constants import Place, Table
 from surm_kernels.ops import _mode
 from surm_kernels.structures import Structure
@@ -29,7 +29,7 @@ SECONDS = 1.5
 LOCK_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time = Lock()
 _offered: set[tuple[Place, str]] = set()
 _taken = 0.0
 

@@ -1,13 +1,19 @@
 """Threads that share a layer, as those of an inference server do: each call is W0 + W, and so is every later one."""
 
 import copy
+import os
+import signal
 import threading
+import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from surm_kernels._locks import Lock
 from surm_kernels.nn import AdaptedLinear
 from surm_kernels.nn._kept import MergedWeight
 from surm_kernels.structures import Circulant, LowRank, Structure
@@ -127,3 +133,36 @@ def test_training_forms_one_merged_weight_in_one_memory() -> None:
         places.add(layer._product._merged._merged.weight.data_ptr())
         layer.c.data.add_(1e-3)
     assert len(places) == 1
+
+
+def test_a_merged_weight_whose_memory_serves_again_is_to_be_had_no_more() -> None:
+    """Not even while its memory is given back: another thread's backward may be asking for it just then."""
+    kept = MergedWeight()
+    weight, values = torch.randn(8, 8), torch.ones(8)
+    reference = weakref.ref(kept.of(Circulant(8, 8), 1.0, weight.dtype, weight, [values]))
+    found = []
+
+    class Watched(deque):
+        def append(self, memory: Tensor) -> None:
+            found.append(reference())
+            super().append(memory)
+
+    kept._merged._lent._spare = Watched()
+    kept.of(Circulant(8, 8), 1.0, weight.dtype, weight, [2 * values])
+    assert found == [None]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not() -> None:
+    lock = Lock()
+    with lock:
+        child = os.fork()
+        if child == 0:
+            with lock:
+                os._exit(7)
+        deadline = time.monotonic() + 20
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if ended[0] == 0:
+            os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7

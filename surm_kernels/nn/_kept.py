@@ -12,11 +12,11 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from threading import Lock
 
 import torch
 from torch import Tensor
 
+from surm_kernels._locks import Lock
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures import Structure
@@ -95,10 +95,26 @@ class Memory:
         return all(known.is_still(tensor) for known, tensor in zip(self._frozen, frozen, strict=True))
 
 
-class Merged:
-    """A merged weight, which nobody writes to. Who multiplies by it holds this, or its memory may serve again."""
+class _Lent:
+    """Memory that serves again when this ends."""
 
-    __slots__ = ("__weakref__", "_spare", "memory", "rounding", "weight")
+    __slots__ = ("_spare", "_weight")
+
+    def __init__(self, weight: Tensor, spare: "deque[Tensor]") -> None:
+        self._weight, self._spare = weight, spare
+
+    def __del__(self) -> None:
+        self._spare.append(self._weight)
+
+
+class Merged:
+    """A merged weight, which nobody writes to. Who multiplies by it holds this, or its memory may serve again.
+
+    It has no `__del__` of its own: Python runs that while weak references still give the object, so another thread
+    could come by a weight whose memory has been given back.
+    """
+
+    __slots__ = ("__weakref__", "_lent", "memory", "rounding", "weight")
 
     def __init__(
         self,
@@ -107,11 +123,8 @@ class Merged:
         memory: Memory | None = None,
         spare: "deque[Tensor] | None" = None,
     ) -> None:
-        self.weight, self.rounding, self.memory, self._spare = weight, rounding, memory, spare
-
-    def __del__(self) -> None:
-        if self._spare is not None:
-            self._spare.append(self.weight)
+        self.weight, self.rounding, self.memory = weight, rounding, memory
+        self._lent = None if spare is None else _Lent(weight, spare)
 
 
 class MergedWeight:

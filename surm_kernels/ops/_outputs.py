@@ -21,4 +21,6 @@ def in_shape(t: Tensor, *shape: int) -> Tensor:
 
 def resized(t: Tensor, *shape: int) -> Tensor:
     """`in_shape` of what an operator has just made in an ordinary or compiled call that records nothing."""
-    return t.resize_(shape) if type(t) is Tensor else torch.ops.aten._unsafe_view.default(t, shape)
+    if type(t) is Tensor and not t._is_view() and t.is_contiguous():
+        return t.resize_(shape)
+    return torch.ops.aten._unsafe_view.default(t.contiguous(), shape)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from surm_kernels.block_kinds import KINDS
 from surm_kernels.ops._library import define
+from surm_kernels.ops._outputs import resized
 from surm_kernels.ops.grid import grid, grid_backward, grid_pullback
 
 
@@ -50,7 +51,8 @@ def _product(
     x: Tensor, v: Tensor, factor: Tensor | None, bias: Tensor | None, kind: int, columns: int, scale: float
 ) -> Tensor:
     base = None if bias is None else bias.expand(1, x.shape[0], -1)
-    return grid(x.unsqueeze(0), _values(v, factor), base, kind, columns, scale, False).squeeze(0)
+    y = grid(x.unsqueeze(0), _values(v, factor), base, kind, columns, scale, False)
+    return resized(y, *y.shape[1:])
 
 
 def _gradients(
@@ -66,7 +68,7 @@ def _gradients(
     cotangents, rows, found = g.unsqueeze(0), x.unsqueeze(0), []
     if input_gradient:
         x_gradient, gradient = grid_backward(cotangents, rows, _values(v, factor), kind, columns, scale, False)
-        found.append(x_gradient.squeeze(0))
+        found.append(resized(x_gradient, *x.shape))
     else:
         size = KINDS[kind].rows(v.shape[-1], columns)
         gradient = grid_pullback(cotangents, rows, kind, size, columns, scale)
