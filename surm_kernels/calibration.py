@@ -141,9 +141,9 @@ def costs(structure: Structure, dtype: torch.dtype, effort: Effort, limit: Limit
     weight = _normal(structure.out_features, structure.in_features, generator=generator, dtype=dtype)
     merged = torch.empty_like(weight)
     passes = (
-        lambda x, g: structure.linear(x, *parameters),
-        lambda x, g: structure.gradients(g, x, *parameters),
-        lambda x, g: structure.gradients(g, x, *parameters, input_gradient=False),
+        lambda x, g: structure.rows(x, parameters, None, 1.0),
+        _gradients(structure, parameters),
+        lambda x, g: structure.row_gradients(g, x, parameters, 1.0, False),
     )
     rounding = StochasticRounding(0, 0) if dtype.itemsize == 2 else None  # as in training
     (merge,) = seconds([lambda: structure.merge(weight, *parameters, out=merged, rounding=rounding)], effort, limit)
@@ -152,6 +152,23 @@ def costs(structure: Structure, dtype: torch.dtype, effort: Effort, limit: Limit
     fits = [fit(tokens, of_pass) for of_pass in times]
     columns = [number for call, a_token in fits for number in (call, a_token / structure.token_work())]
     return Costs(*(float(f"{number:.3g}") for number in (*columns, merge / structure.merge_work())))
+
+
+def _gradients(structure: Structure, parameters: Sequence[Tensor]) -> Callable[[Tensor, Tensor], object]:
+    """All gradients as a layer takes them, of a structure with a projection from that, whatever the tokens.
+
+    Where so many tokens keep none, merging is the faster strategy all the more.
+    """
+    projections: dict[int, Tensor] = {}
+
+    def gradients(x: Tensor, g: Tensor) -> object:
+        if not structure.projects(1):
+            return structure.row_gradients(g, x, parameters, 1.0, True)
+        if len(x) not in projections:
+            _, projections[len(x)] = structure.rows_and_projection(x, parameters, None, 1.0)
+        return structure.gradients_by_projection(g, projections[len(x)], parameters, 1.0, True)
+
+    return gradients
 
 
 def _normal(*shape: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
