@@ -23,6 +23,9 @@ from surm_kernels import cost_constants
 from surm_kernels.cost_constants import Costs
 from surm_kernels.structures import Structure
 
+#: Another number whenever the constants may have become others.
+generation = 0
+
 
 def prefers_merged(
     structure: Structure,
@@ -86,5 +89,7 @@ def break_even_by_traffic(structure: Structure, input_gradient: bool = True) -> 
 
 def forget() -> None:
     """Has the constants read anew, since their files have changed."""
+    global generation
+    generation += 1
     cost_constants.forget()
     _break_even.cache_clear()

@@ -11,7 +11,7 @@ from surm_kernels.nn._adapted import Update, record
 from surm_kernels.nn._base import compute_dtype, frozen
 from surm_kernels.nn._compiled import traced
 from surm_kernels.nn._kept import KeptProduct, MergedWeight, Product
-from surm_kernels.nn._strategy import RelativeSize, merges, rounds_stochastically
+from surm_kernels.nn._strategy import Decisions, RelativeSize, merges, rounds_stochastically
 from surm_kernels.ops import _mode
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.ops._outputs import in_shape
@@ -29,6 +29,7 @@ class AdaptedProduct:
 
     def __init__(self) -> None:
         self._merged, self._kept, self._size = MergedWeight(), KeptProduct(), RelativeSize()
+        self._decisions = Decisions()
 
     def __call__(self, update: Update, base: nn.Module, x: Tensor, stored: Sequence[Tensor], training: bool) -> Tensor:
         """(..., in_features) to (..., out_features).
@@ -79,7 +80,7 @@ class AdaptedProduct:
         if recording or training:
             need_x, need_parameters = x.requires_grad, _any_requires_grad(stored)
         merged = None
-        if merges(update, x, weight, parameters, need_x, need_parameters, self._size):
+        if merges(update, x, weight, parameters, need_x, need_parameters, self._size, self._decisions):
             dtype = update.merge_dtype or x.dtype
             stochastic = need_parameters and rounds_stochastically(dtype, weight)
             merged = self._merged.of(update.structure, update.scale, dtype, weight, parameters, stochastic)
@@ -140,7 +141,7 @@ class AdaptedProduct:
         weight = tensors.weight
         x = torch.empty(tokens, 0, dtype=dtype or weight.dtype, device=weight.device)
         parameters = [cast(parameter, x.dtype) for parameter in stored]
-        merged = merges(update, x, weight, parameters, gradients, gradients, self._size)
+        merged = merges(update, x, weight, parameters, gradients, gradients, self._size, self._decisions)
         return "merged" if merged else "direct"
 
     def clear(self) -> None:

@@ -20,7 +20,7 @@ def traced(update: Update, x: Tensor, base: Sequence[Tensor], *parameters: Tenso
     assert weight is not None
     need_parameters = any(parameter.requires_grad for parameter in parameters)
     merged = None
-    if merges(update, x, weight, parameters, x.requires_grad, need_parameters, size=None):
+    if merges(update, x, weight, parameters, x.requires_grad, need_parameters, size=None, decisions=None):
         merged = update.merged(x, weight, parameters)
     output: Tensor = Adapted.apply(update, merged, x, weight, bias, *parameters)
     return output

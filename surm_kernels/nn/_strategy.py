@@ -67,6 +67,39 @@ class RelativeSize:
         return RelativeSize, ()
 
 
+class Decisions:
+    """What the cost model has said of a layer's calls: to ask it again takes longer than a small kernel."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Update, int] | None = None
+        self._known: dict[tuple[Any, ...], bool] = {}
+
+    def prefers_merged(self, update: Update, x: Tensor, need_x: bool, need_parameters: bool) -> bool:
+        """`cost_model.prefers_merged` of a call."""
+        of = self._of
+        if of is None or of[0] is not update or of[1] != cost_model.generation:
+            self._of, self._known = (update, cost_model.generation), {}
+        key = (x.shape[0], x.dtype, x.is_cpu, need_x, need_parameters, torch.get_num_threads())
+        merged = self._known.get(key)
+        if merged is None:
+            merged = self._known[key] = _prefers_merged(update, x, need_x, need_parameters)
+        return merged
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return Decisions, ()
+
+
+def _prefers_merged(update: Update, x: Tensor, need_x: bool, need_parameters: bool) -> bool:
+    return cost_model.prefers_merged(
+        update.structure,
+        x.shape[0],
+        x.dtype,
+        parameter_gradients=need_parameters,
+        input_gradient=need_x,
+        device_type="cpu" if x.is_cpu else x.device.type,
+    )
+
+
 def merges(
     update: Update,
     x: Tensor,
@@ -75,6 +108,7 @@ def merges(
     need_x: bool,
     need_parameters: bool,
     size: RelativeSize | None,
+    decisions: Decisions | None,
 ) -> bool:
     """Whether a call forms W0 + scale W, or takes one that is kept.
 
@@ -87,19 +121,16 @@ def merges(
         need_parameters: whether those of the parameters are, which then are about to change.
         size: what the layer knows of the update's size; None in a compiled call, which looks at no values and keeps
             nothing for the next one.
+        decisions: those of the layer, likewise.
     """
     if update.strategy != "auto":
         return update.strategy == "merged"
     if not (x.is_cpu or need_parameters):
         return False  # nothing is kept on a GPU, where to look for a change is to wait
-    faster = cost_model.prefers_merged(
-        update.structure,
-        x.shape[0],
-        x.dtype,
-        parameter_gradients=need_parameters or size is None,
-        input_gradient=need_x,
-        device_type="cpu" if x.is_cpu else x.device.type,
-    )
+    if decisions is None:
+        faster = _prefers_merged(update, x, need_x, True)
+    else:
+        faster = decisions.prefers_merged(update, x, need_x, need_parameters)
     if not faster or x.dtype.itemsize > 2 or update.merge_dtype is not None:
         return faster
     if need_parameters and size is not None and rounds_stochastically(x.dtype, weight):
