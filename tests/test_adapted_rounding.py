@@ -173,6 +173,7 @@ def test_auto_merges_in_training_by_cost_alone_and_in_inference_what_rounding_le
     wide.c.data.copy_(1e-4 * original)
     assert wide.chosen(1000, gradients=False) == "merged"
     faster = False
+    cost_model.forget()
     assert layer.chosen(1000) == "direct"
 
 
