@@ -150,12 +150,13 @@ def costs(structure: Structure, dtype: torch.dtype, effort: Effort, limit: Limit
     rounding = StochasticRounding(0, 0) if dtype.itemsize == 2 else None  # as in training
     few = _normal(FEW_TOKENS, structure.in_features, generator=generator, dtype=dtype)
 
-    def merge_and_multiply() -> Tensor:
-        return torch_functional.linear(few, structure.merge(weight, *parameters, out=merged, rounding=rounding))
+    def merging() -> Tensor:
+        return structure.merge(weight, *parameters, out=merged, rounding=rounding)
 
-    # Not by itself: what each thread has just written, the others wait for in the product that follows.
-    merged_product, product = seconds([merge_and_multiply, lambda: torch_functional.linear(few, weight)], effort, limit)
-    merge = max(0.0, merged_product - product)
+    # With the product that follows: what one thread has just written, the others wait for.
+    calls = (merging, lambda: torch_functional.linear(few, merging()), lambda: torch_functional.linear(few, weight))
+    alone, with_product, product = seconds(calls, effort, limit)
+    merge = max(alone, with_product - product)
     times = _times(passes, structure, effort, limit, partial(_normal, generator=generator, dtype=dtype))
     tokens = TOKENS[: len(times[0])]
     fits = [fit(tokens, of_pass) for of_pass in times]
