@@ -111,7 +111,8 @@ def measure_within(
     steps = [(one, dtype) for one in order for dtype in MEASURED_TYPES]
     with contextlib.suppress(TimeoutError):
         for index, (one, dtype) in enumerate(steps):
-            limit = Limit(end, now() + (end - now()) / (len(steps) - index), now)
+            present = now()
+            limit = Limit(end, present + (end - present) / (len(steps) - index), now)
             found[dtype][one] = costs(make(one), getattr(torch, dtype), HURRIED, limit)
     whole = sorted(set.intersection(*(set(at) for at in found.values())))
     return {dtype: {one: at[one] for one in whole} for dtype, at in found.items()}
@@ -195,18 +196,17 @@ def _times(
 ) -> list[list[float]]:
     """The seconds of each pass, for all TOKENS but those that take long: the last, and from the third on any."""
     times: list[list[float]] = [[] for _ in passes]
-    taken = 0.0
+    start = 0.0
     for index, tokens in enumerate(TOKENS):
         if tokens == TOKENS[-1] and max(of_pass[-1] for of_pass in times) > effort.long:
             break
-        start = limit.now()
-        if index >= 2 and start + taken * tokens / TOKENS[index - 1] > limit.share:  # two make a line
+        before, start = start, limit.now()
+        if index >= 2 and start + (start - before) * tokens / TOKENS[index - 1] > limit.share:  # two make a line
             break
         x, g = normal(tokens, structure.in_features), normal(tokens, structure.out_features)
         found = seconds([partial(one, x, g) for one in passes], effort, limit)
         for of_pass, number in zip(times, found, strict=True):
             of_pass.append(number)
-        taken = limit.now() - start
     return times
 
 

@@ -216,6 +216,14 @@ def test_types_and_shapes_that_do_not_go_together_are_refused() -> None:
         grid_merge(torch.randn(6, 6), torch.randn(1, 1, 6), 0, 6, 1.0, KEY, torch.empty(6, 6))
 
 
+def test_a_weight_of_the_other_type_of_16_bits_is_taken_as_it_is() -> None:
+    weight, addend = torch.randn(4, 6).half(), torch.randn(4, 6)
+    found, expected = torch.empty(2, 4, 6, dtype=torch.bfloat16)
+    stochastic_sum(weight, addend, KEY, found)
+    stochastic_sum(weight.float(), addend, KEY, expected)
+    assert torch.equal(found, expected)
+
+
 def test_operators_pass_opcheck() -> None:
     weight = torch.randn(6, 6)
     opcheck(torch.ops.surm_kernels.stochastic_sum.default, (weight, torch.randn(6, 6), KEY, torch.zeros(6, 6).half()))
