@@ -20,6 +20,7 @@ STRATEGIES = ("auto", "direct", "merged")
 LEAST_SPACINGS = 4
 
 _PROBES = 8
+_MOST_DECISIONS = 256  # batches of ever other lengths are not to fill the memory
 
 
 class RelativeSize:
@@ -71,18 +72,19 @@ class Decisions:
     """What the cost model has said of a layer's calls: to ask it again takes longer than a small kernel."""
 
     def __init__(self) -> None:
-        self._of: tuple[Update, int] | None = None
-        self._known: dict[tuple[Any, ...], bool] = {}
+        # Replaced as a whole, since threads may share a layer.
+        self._known: tuple[Update | None, int, dict[tuple[Any, ...], bool]] = None, 0, {}
 
     def prefers_merged(self, update: Update, x: Tensor, need_x: bool, need_parameters: bool) -> bool:
         """`cost_model.prefers_merged` of a call."""
-        of = self._of
-        if of is None or of[0] is not update or of[1] != cost_model.generation:
-            self._of, self._known = (update, cost_model.generation), {}
+        of, generation, known = self._known
+        if of is not update or generation != cost_model.generation or len(known) >= _MOST_DECISIONS:
+            known = {}
+            self._known = update, cost_model.generation, known
         key = (x.shape[0], x.dtype, x.is_cpu, need_x, need_parameters, torch.get_num_threads())
-        merged = self._known.get(key)
+        merged = known.get(key)
         if merged is None:
-            merged = self._known[key] = _prefers_merged(update, x, need_x, need_parameters)
+            merged = known[key] = _prefers_merged(update, x, need_x, need_parameters)
         return merged
 
     def __reduce__(self) -> tuple[type, tuple]:
