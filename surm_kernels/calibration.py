@@ -170,14 +170,13 @@ def _gradients(structure: Structure, parameters: Sequence[Tensor]) -> Callable[[
 
     Where so many tokens keep none, merging is the faster strategy all the more.
     """
-    projections: dict[int, Tensor] = {}
+    projections: dict[int, Tensor | None] = {}
 
     def gradients(x: Tensor, g: Tensor) -> object:
-        if not structure.projects(1):
-            return structure.row_gradients(g, x, parameters, 1.0, True)
         if len(x) not in projections:
-            _, projections[len(x)] = structure.rows_and_projection(x, parameters, None, 1.0)
-        return structure.gradients_by_projection(g, projections[len(x)], parameters, 1.0, True)
+            parts = [structure.projection(token, parameters) for token in x.split(1)]
+            projections[len(x)] = None if parts[0] is None else torch.cat([p for p in parts if p is not None])
+        return structure.row_gradients(g, x, parameters, 1.0, True, projections[len(x)])
 
     return gradients
 

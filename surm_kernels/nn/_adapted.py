@@ -63,6 +63,7 @@ class Update:
         bias: Tensor | None,
         parameters: Sequence[Tensor],
         kept: Product | None = None,
+        projection: Tensor | None = None,
     ) -> Tensor:
         """The output for x (T, in_features), bias and parameters of one type; call it without recording.
 
@@ -73,9 +74,13 @@ class Update:
             bias: of the frozen layer.
             parameters: of W.
             kept: the structure's product as it is kept for these parameters.
+            projection: of x, see `Structure.projection`.
         """
         if merged is None:
-            y = self.structure.rows(x, parameters, bias, self.scale) if kept is None else kept(x, bias, self.scale)
+            if kept is not None:
+                y = kept(x, bias, self.scale)
+            else:
+                y = self.structure.rows(x, parameters, bias, self.scale, projection)
             return y.addmm_(x, cast(weight, x.dtype).t())
         total = merged.weight
         bias = None if bias is None else cast(bias, total.dtype)
@@ -94,7 +99,7 @@ class Update:
     ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
         """The gradients of x and of the parameters, for tensors as in `product`; `merged` serves that of x alone.
 
-        The projection is what the forward has kept for them, see `Structure.rows_and_projection`.
+        The projection is what the forward has kept of x for them, see `Structure.projection`.
         """
         structure, scale = self.structure, self.scale
         inner: Sequence[Tensor | None] = [None] * len(parameters)
@@ -104,10 +109,8 @@ class Update:
             total = merged.weight
             return cast(cast(g, total.dtype) @ total, x.dtype), inner
         x_gradient = None
-        if projection is not None and need_parameters:
-            x_gradient, *inner = structure.gradients_by_projection(g, projection, parameters, scale, need_x)
-        elif need_parameters:
-            x_gradient, *inner = structure.row_gradients(g, x, parameters, scale, need_x)
+        if need_parameters:
+            x_gradient, *inner = structure.row_gradients(g, x, parameters, scale, need_x, projection)
         elif need_x:
             x_gradient = _input_gradient(structure, g, x, parameters, scale)
         if x_gradient is not None:
@@ -133,11 +136,9 @@ class Adapted(torch.autograd.Function):
         ctx.rounding = None if merged is None else merged.rounding
         projection = None
         with without_autocast(x):
-            if merged is None and update.structure.projects(x.shape[0]) and any(ctx.needs_input_grad[5:]):
-                y, projection = update.structure.rows_and_projection(x, parameters, bias, update.scale)
-                y.addmm_(x, cast(weight, x.dtype).t())
-            else:
-                y = update.product(merged, x, weight, bias, parameters)
+            if merged is None and any(ctx.needs_input_grad[5:]):
+                projection = update.structure.projection(x, parameters)
+            y = update.product(merged, x, weight, bias, parameters, projection=projection)
         ctx.save_for_backward(x, weight, projection, *parameters)
         return y
 

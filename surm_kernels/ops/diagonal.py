@@ -89,17 +89,14 @@ form = _Form(
 )
 
 
-def with_projection(
-    x: Tensor, u: Tensor, s: Tensor, v: Tensor, base: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """`diagonal` and x v, which `gradients_by_projection` takes in place of x; not recorded.
+def from_projection(projection: Tensor, u: Tensor, s: Tensor, base: Tensor | None, scale: float) -> Tensor:
+    """`diagonal` of tokens whose x v is at hand; not recorded.
 
-    Tensors have no dimension of problems, base is (m,). All by plain products: a gradient of five products becomes one
-    of four, at the price of keeping tokens x k numbers.
+    Tensors have no dimension of problems, base is (m,). All by plain products, here and in `gradients_by_projection`:
+    to keep tokens x k numbers from the product for the gradients makes four products of five.
     """
-    projection = x @ v
-    scaled = (projection * (scale * widened(s))).to(x.dtype)
-    return scaled @ u.mT if base is None else torch.addmm(base, scaled, u.mT), projection
+    scaled = (projection * (scale * widened(s))).to(projection.dtype)
+    return scaled @ u.mT if base is None else torch.addmm(base, scaled, u.mT)
 
 
 def gradients_by_projection(

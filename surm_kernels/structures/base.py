@@ -76,11 +76,22 @@ class Structure(ABC):
     def linear(self, x: Tensor, *parameters: Tensor, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """`base + scale * x @ W.T`, (..., in_features) to (..., out_features)."""
 
-    def rows(self, x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, scale: float) -> Tensor:
+    def projection(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
+        """What `rows` and `row_gradients` both need of tokens, where it is worth keeping from one for the other."""
+        return None
+
+    def rows(
+        self,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        base: Tensor | None,
+        scale: float,
+        projection: Tensor | None = None,
+    ) -> Tensor:
         """`linear` of tokens x (T, in_features) as a layer calls it that has checked everything, not recorded.
 
-        The base is (out_features,), and all tensors have one type. The result is a contiguous tensor
-        of its own, which the layer goes on to change.
+        The base is (out_features,), and all tensors have one type; the projection is that of x, if it is at hand. The
+        result is a contiguous tensor of its own, which the layer goes on to change.
         """
         y = self.linear(x, *parameters, base=base, scale=scale)
         storage = y.untyped_storage()._cdata  # fake tensors have it, unlike data_ptr
@@ -91,22 +102,6 @@ class Structure(ABC):
     @abstractmethod
     def dense(self, *parameters: Tensor) -> Tensor:
         """The matrix W, (out_features, in_features)."""
-
-    def projects(self, tokens: int) -> bool:
-        """Whether so many tokens have a projection that is worth keeping from the product for the gradients."""
-        return False
-
-    def rows_and_projection(
-        self, x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """`rows` with the projection of the tokens."""
-        raise NotImplementedError(f"{type(self).__name__} has no projection")
-
-    def gradients_by_projection(
-        self, g: Tensor, projection: Tensor, parameters: Sequence[Tensor], scale: float, input_gradient: bool
-    ) -> Sequence[Tensor | None]:
-        """`row_gradients` by the projection in place of the tokens."""
-        raise NotImplementedError(f"{type(self).__name__} has no projection")
 
     def gradients(
         self, g: Tensor, x: Tensor, *parameters: Tensor, scale: float = 1.0, input_gradient: bool = True
@@ -135,7 +130,13 @@ class Structure(ABC):
         return x_gradient, *inner
 
     def row_gradients(
-        self, g: Tensor, x: Tensor, parameters: Sequence[Tensor], scale: float, input_gradient: bool
+        self,
+        g: Tensor,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        scale: float,
+        input_gradient: bool,
+        projection: Tensor | None = None,
     ) -> Sequence[Tensor | None]:
         """`gradients` of tokens in rows, for a layer that has checked everything and records nothing."""
         return self.gradients(g, x, *parameters, scale=scale, input_gradient=input_gradient)

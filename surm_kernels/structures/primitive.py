@@ -40,7 +40,14 @@ class PrimitiveStructure(Structure):
         """W as one grid of the parameters or of their product, None where it is none: then a layer's call is short."""
         return None
 
-    def rows(self, x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, scale: float) -> Tensor:
+    def rows(
+        self,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        base: Tensor | None,
+        scale: float,
+        projection: Tensor | None = None,
+    ) -> Tensor:
         if (grid := self.factored(*parameters)) is not None:
             return grid.rows(x, base, scale)
         dtype = x.dtype
@@ -70,7 +77,13 @@ class PrimitiveStructure(Structure):
         return None if x_gradient is None else in_shape(x_gradient, *x.shape), *inner
 
     def row_gradients(
-        self, g: Tensor, x: Tensor, parameters: Sequence[Tensor], scale: float, input_gradient: bool
+        self,
+        g: Tensor,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        scale: float,
+        input_gradient: bool,
+        projection: Tensor | None = None,
     ) -> Sequence[Tensor | None]:
         dtype = x.dtype
         repeats = dtype.itemsize <= 2 and self.wide != "nothing"

@@ -76,19 +76,34 @@ class Siva(PrimitiveStructure):
     def primitive(self, *parameters: Tensor) -> Primitive:
         return _matrices.siva(*parameters)
 
-    def projects(self, tokens: int) -> bool:
-        """x V is kept where it is no larger than half of U, up to where merging becomes faster."""
-        return 2 * tokens <= self.out_features
+    def projection(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
+        """x V, where it is no larger than half of U: up to where merging becomes faster."""
+        return x @ parameters[2] if 2 * x.shape[0] <= self.out_features else None
 
-    def rows_and_projection(
-        self, x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        U, s, V = parameters
-        return diagonal.with_projection(x, U, s, V, base, scale)
+    def rows(
+        self,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        base: Tensor | None,
+        scale: float,
+        projection: Tensor | None = None,
+    ) -> Tensor:
+        if projection is None:
+            return super().rows(x, parameters, base, scale)
+        U, s, _ = parameters
+        return diagonal.from_projection(projection, U, s, base, scale)
 
-    def gradients_by_projection(
-        self, g: Tensor, projection: Tensor, parameters: Sequence[Tensor], scale: float, input_gradient: bool
+    def row_gradients(
+        self,
+        g: Tensor,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        scale: float,
+        input_gradient: bool,
+        projection: Tensor | None = None,
     ) -> Sequence[Tensor | None]:
+        if projection is None:
+            return super().row_gradients(g, x, parameters, scale, input_gradient)
         U, s, V = parameters
         x_gradient, s_gradient = diagonal.gradients_by_projection(g, projection, U, s, V, scale, input_gradient)
         return x_gradient, None, s_gradient, None
