@@ -1,7 +1,8 @@
 """The forward of PEFT's C3A layers (arXiv 2407.19342) on the kernel of block circulant products.
 
 C3A keeps the first row of every block and divides the product by in_features. A circulant matrix with the first row w
-is the transpose of the one with the first column w, so kernels go to the transposed product as they are stored.
+is the transpose of the one with the first column w, so kernels go to the transposed product as they are stored. Where
+base and update are one product, as in an adapted layer, first rows are turned into first columns instead.
 """
 
 import functools
@@ -47,7 +48,7 @@ def accelerated_forward(original: Callable[..., Tensor], chain_adapters: bool) -
             product = products.get(self)
             if product is None:
                 product = products[self] = AdaptedProduct()
-            return product(_update(kernel.shape), self.base_layer, x, (kernel,), self.training)
+            return product(_update_of(kernel.shape), self.base_layer, x, (kernel,), self.training)
         dtype = _checks.common_dtype(x)
         y = cast(self.base_layer(x, *args, **kwargs), dtype)
         x = cast(x, dtype)
@@ -92,7 +93,7 @@ def _turned(v: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4096)
-def _update(shape: torch.Size) -> Update:
+def _update_of(shape: torch.Size) -> Update:
     """That of a kernel (M, K, b): the product over in_features."""
     blocks_out, blocks_in, size = shape
     inputs = blocks_in * size
