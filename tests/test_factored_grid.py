@@ -1,4 +1,4 @@
-"""A layer's one operator for views, products of parameters, bias and kernel gives what these give one by one."""
+"""A layer's one operator gives what views, products of parameters and kernel give one by one, and the dense matrix."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch.library import opcheck
 from surm_kernels import _extension
 from surm_kernels.ops.factored_grid import factored_grid, factored_grid_gradients
 from surm_kernels.ops.grid import grid, grid_backward, grid_pullback
+from tests import oracle
 from tests.grids import DTYPES, EVERY_KIND, Grid, grid_of, grids_in_turns, kind_cases
 from tests.turns import cases
 
@@ -24,10 +25,16 @@ def factors_of(w: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (v.flatten(), factor.flatten()) if w.outputs * w.inputs == 1 else (v, factor)
 
 
+def size(scale: float, a: Tensor, b: Tensor, terms: int) -> float:
+    """Of a sum of so many products, for errors where it cancels."""
+    return scale * a.double().norm().item() * b.double().norm().item() / terms**0.5
+
+
 def assert_equals_the_steps(w: Grid, dtype: torch.dtype, tokens: int, factored: bool) -> None:
     v, other = factors_of(w, dtype)
     factor = other if factored else None
     values = (v * other if factored else v).view(1, w.outputs, w.inputs, -1)
+    dense = w.matrices(values)[0]
     (x, g), bias = w.tokens(1, tokens, dtype), torch.randn(w.outputs * w.rows).to(dtype)
     rows, cotangents = x.squeeze(0), g.squeeze(0)
 
@@ -35,14 +42,21 @@ def assert_equals_the_steps(w: Grid, dtype: torch.dtype, tokens: int, factored: 
         base = None if added is None else added.expand(1, tokens, -1)
         y = factored_grid(rows, v, factor, added, w.kind, w.columns, SCALE)
         assert torch.equal(y, grid(x, values, base, w.kind, w.columns, SCALE, False).squeeze(0))
+        if added is None:
+            oracle.assert_close(y, SCALE * rows.double() @ dense.T, "y", size(SCALE, rows, dense, w.inputs * w.columns))
 
     for input_gradient in (True, False):
         found = factored_grid_gradients(cotangents, rows, v, factor, w.kind, w.columns, SCALE, input_gradient)
         if input_gradient:
             x_gradient, gradient = grid_backward(g, x, values, w.kind, w.columns, SCALE, False)
-            assert torch.equal(found.pop(0), x_gradient.squeeze(0))
+            of_x = found.pop(0)
+            assert torch.equal(of_x, x_gradient.squeeze(0))
+            exact = SCALE * cotangents.double() @ dense
+            oracle.assert_close(of_x, exact, "gradient of x", size(SCALE, cotangents, dense, w.outputs * w.rows))
         else:
             gradient = grid_pullback(g, x, w.kind, w.rows, w.columns, SCALE)
+        sums = w.pullback(SCALE * g.double(), x)
+        oracle.assert_close(gradient, sums, "gradient of the values", size(SCALE, g, x, max(tokens, 1)))
         gradient = gradient.view(v.shape)
         expected = [gradient * other, gradient * v] if factored else [gradient]
         assert len(found) == len(expected)
