@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from surm_kernels import structures
+from surm_kernels._kept import MergedWeight, split
 from surm_kernels._timing import Effort, samples, wall_clock
 from surm_kernels.cost_constants import MEASURED_TYPES, Costs, Families
-from surm_kernels.rounding import StochasticRounding
 from surm_kernels.structures import Structure
 from surm_kernels.structures.hydra_blocks import KINDS
 
@@ -24,6 +24,8 @@ FEW_TOKENS = 16  # of the product that a merged weight is measured with
 SIZES = (192, 768, 3072)
 TOKENS = (16, 128, 1024, 8192)
 RANK = 2
+OTHERS = 4  # x, y and their gradients: where the strategies take equal time, each is about as large as the weight
+MOST_OTHERS = 2**23  # values: more leave no more of the weight in caches
 
 
 class Plain(Structure):
@@ -142,27 +144,43 @@ def costs(structure: Structure, dtype: torch.dtype, effort: Effort, limit: Limit
     parameters = [_normal(*shape, generator=generator, dtype=dtype) / structure.in_features**0.5 for shape in shapes]
     structure.initialise(parameters, structure.initialisations[-1], generator=generator)  # leaves constants alone
     weight = _normal(structure.out_features, structure.in_features, generator=generator, dtype=dtype)
-    merged = torch.empty_like(weight)
     passes = (
         lambda x, g: structure.rows(x, parameters, None, 1.0),
         _gradients(structure, parameters),
         lambda x, g: structure.row_gradients(g, x, parameters, 1.0, False),
     )
-    rounding = StochasticRounding(0, 0) if dtype.itemsize == 2 else None  # as in training
-    few = _normal(FEW_TOKENS, structure.in_features, generator=generator, dtype=dtype)
-
-    def merging() -> Tensor:
-        return structure.merge(weight, *parameters, out=merged, rounding=rounding)
-
-    # With the product that follows: what one thread has just written, the others wait for.
-    calls = (merging, lambda: torch_functional.linear(few, merging()), lambda: torch_functional.linear(few, weight))
-    alone, with_product, product = seconds(calls, effort, limit)
-    merge = max(alone, with_product - product)
+    merge = _seconds_of_merging(structure, parameters, weight, effort, limit)
     times = _times(passes, structure, effort, limit, partial(_normal, generator=generator, dtype=dtype))
     tokens = TOKENS[: len(times[0])]
     fits = [fit(tokens, of_pass) for of_pass in times]
     columns = [number for call, a_token in fits for number in (call, a_token / structure.token_work())]
     return Costs(*(float(f"{number:.3g}") for number in (*columns, merge / structure.merge_work())))
+
+
+def _seconds_of_merging(
+    structure: Structure, parameters: Sequence[Tensor], weight: Tensor, effort: Effort, limit: Limit
+) -> float:
+    """What a layer in training does after every step, its weight driven from caches by the tokens of that step."""
+    few, merged = weight[:FEW_TOKENS].clone(), MergedWeight()
+    trained = split(structure, parameters)[1]
+    others = torch.ones(min(OTHERS * weight.numel(), MOST_OTHERS), dtype=weight.dtype)
+
+    def merging() -> Tensor:
+        trained[0].neg_().add_(1)
+        return merged.of(structure, 1.0, weight.dtype, weight, parameters, stochastic=weight.dtype.itemsize == 2).weight
+
+    def clock(call: Callable[[], object], calls: int) -> float:
+        total = 0.0
+        for _ in range(calls):
+            others.sum()
+            total += limit.clock(call, 1)
+        return total / calls
+
+    # With the product that follows: what one thread has just written, the others wait for.
+    calls = (merging, lambda: torch_functional.linear(few, merging()), lambda: torch_functional.linear(few, weight))
+    effort = replace(effort, seconds=4 * effort.seconds)  # most of which the others take
+    alone, with_product, product = (statistics.median(times) for times in samples(calls, effort, clock))
+    return max(alone, with_product - product)
 
 
 def _gradients(structure: Structure, parameters: Sequence[Tensor]) -> Callable[[Tensor, Tensor], object]:

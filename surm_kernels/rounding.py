@@ -40,11 +40,9 @@ class StochasticRounding(NamedTuple):
         Its seed is `torch.initial_seed()`, its step a hash of the values. So a weight that is formed again, in a
         backward, a checkpoint, a copy of the layer or a run that was resumed, is the same to the bit.
         """
-        step = 0
-        for tensor in tensors:
-            bits = tensor.detach().flatten().view(_INTEGERS[tensor.dtype.itemsize])
-            step = _random_words.word(step + int((bits * _multipliers(bits.numel())).sum()), 0)
-        return cls(torch.initial_seed(), step)
+        # One product for all: this is done before every merge.
+        bits = torch.cat([t.detach().flatten().view(_INTEGERS[t.dtype.itemsize]) for t in tensors]).long()
+        return cls(torch.initial_seed(), _random_words.word(int(bits.dot(_multipliers(bits.numel()))), 0))
 
     @property
     def key(self) -> int:

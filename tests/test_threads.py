@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surm_kernels._kept import MergedWeight
 from surm_kernels._locks import Lock
 from surm_kernels.nn import AdaptedLinear
-from surm_kernels.nn._kept import MergedWeight
 from surm_kernels.structures import Circulant, LowRank, Structure
 from tests import oracle
 from tests.adapted import draw, exact_output, make, tokens_of

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
+from surm_kernels._kept import Merged, Product, merge
 from surm_kernels.functional._product import cast
-from surm_kernels.nn._kept import Merged, Product, merge
 from surm_kernels.ops import _mode
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.rounding import StochasticRounding

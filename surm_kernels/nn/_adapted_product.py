@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from surm_kernels import _checks
+from surm_kernels._kept import KeptProduct, MergedWeight, Product
 from surm_kernels.functional._product import cast
 from surm_kernels.nn._adapted import Update, record
 from surm_kernels.nn._base import compute_dtype, frozen
 from surm_kernels.nn._compiled import traced
-from surm_kernels.nn._kept import KeptProduct, MergedWeight, Product
 from surm_kernels.nn._strategy import Decisions, RelativeSize, merges, rounds_stochastically
 from surm_kernels.ops import _mode
 from surm_kernels.ops._library import without_autocast

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from surm_kernels import _checks, cost_model
+from surm_kernels._kept import Memory, no_inference_tensors, split
 from surm_kernels.nn._adapted import Update
 from surm_kernels.nn._base import frozen
-from surm_kernels.nn._kept import Memory, no_inference_tensors, split
 from surm_kernels.ops._library import without_autocast
 from surm_kernels.structures import Structure
 

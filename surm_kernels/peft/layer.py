@@ -11,9 +11,9 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from surm_kernels import first_use
+from surm_kernels._kept import no_inference_tensors
 from surm_kernels.nn._adapted import Update
 from surm_kernels.nn._adapted_product import AdaptedProduct
-from surm_kernels.nn._kept import no_inference_tensors
 from surm_kernels.peft import _merging, _origin
 from surm_kernels.peft._base_layers import place_of, sizes_of
 from surm_kernels.peft._batch import Batch
