@@ -69,9 +69,13 @@ def product(
     outputs, inputs = w.sizes
     _checks.require_features(x, inputs, parameters)
     leading = x.shape[:-1]
+    rows = cast(x.reshape(1, -1, inputs), tokens)
     if base is not None:
-        base = cast(_checks.broadcast_base(base, (*leading, outputs)).reshape(1, -1, outputs), tokens)
-    y = cast(w.product(cast(x.reshape(1, -1, inputs), tokens), base, float(scale)), result)
+        if base.dim() == 1 and base.shape[0] == outputs:  # one node in the graph, where the general way has two
+            base = cast(base.expand(1, rows.shape[1], outputs), tokens)
+        else:
+            base = cast(_checks.broadcast_base(base, (*leading, outputs)).reshape(1, -1, outputs), tokens)
+    y = cast(w.product(rows, base, float(scale)), result)
     return y.view(*leading, outputs) if torch.is_grad_enabled() else in_shape(y, *leading, outputs)
 
 
