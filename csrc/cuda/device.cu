@@ -1,4 +1,8 @@
-// The current device and CUDA's errors.
+// The current device, kernels on it, and CUDA's errors.
+#include <mutex>
+#include <set>
+#include <utility>
+
 #include "device.cuh"
 #include "device.h"
 
@@ -15,6 +19,25 @@ int64_t shared_memory_limit() {
     limits[device] = limit;
   }
   return limits[device];
+}
+
+cudaError_t prepare(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> prepared;
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (prepared.count({kernel, device}) != 0) return cudaSuccess;
+  error = beside_capture([kernel] {
+    cudaFuncAttributes attributes{};  // asking for them loads the kernel
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+    const int64_t granted = shared_memory_limit() - static_cast<int64_t>(attributes.sharedSizeBytes);
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(granted));
+  });
+  if (error == cudaSuccess) prepared.insert({kernel, device});
+  return error;
 }
 
 }  // namespace surm::cuda

@@ -33,19 +33,18 @@ __device__ __forceinline__ uint16_t float_to_bfloat16(float value) {
 __device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __device__ __forceinline__ uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
 
-// Starts a kernel; more shared memory than 48 KiB a block has to be asked for. A cudaError_t.
+using Grid = dim3;
+
+// Starts a kernel that is prepared. The code is that of this launch, where cudaGetLastError may find an older failure.
 template <class... Parameters, class... Arguments>
-int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared_bytes, void* stream,
-           Arguments... arguments) {
-  constexpr int64_t kGranted = 48 << 10;
-  if (shared_bytes > kGranted) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
-  kernel<<<grid, threads, static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)>>>(
-      static_cast<Parameters>(arguments)...);
-  return cudaGetLastError();
+cudaError_t start(void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes, void* stream,
+                  Arguments... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
 }  // namespace surm::cuda
@@ -63,5 +62,29 @@ constexpr int64_t divide_up(int64_t count, int64_t size) { return (count + size 
 
 // Shared memory that a block may have on the current device, in bytes; 0 where there is none.
 int64_t shared_memory_limit();
+
+// Calls body, which does what a thread that captures a graph may not do unless it says that it means another stream.
+template <class Body>
+cudaError_t beside_capture(const Body& body) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) return error;
+  error = body();
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  return error;
+}
+
+// Loads a kernel on the current device and grants it the most shared memory that a block may have there, both once.
+cudaError_t prepare(const void* kernel);
+
+// Starts a kernel. A cudaError_t; what fails is told here and not found again by a later call.
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes, void* stream,
+           Arguments... arguments) {
+  cudaError_t error = prepare(reinterpret_cast<const void*>(kernel));
+  if (error == cudaSuccess) error = start(kernel, grid, threads, shared_bytes, stream, arguments...);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
 
 }  // namespace surm::cuda

@@ -52,22 +52,21 @@ std::vector<Complex<Scalar>> tables_of(const Plan& plan, DevicePlan<Scalar>& on_
   return tables;
 }
 
-// Copies to new memory of the device. Neither is allowed in a thread that captures a graph unless it says that it means
-// another stream.
+// Copies to new memory of the device, whether or not this thread captures a graph.
 cudaError_t upload(const void* data, size_t bytes, void** copy) {
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
-  if (error != cudaSuccess) return error;
-  cudaStream_t stream = nullptr;
-  error = cudaMalloc(copy, bytes);
-  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  if (error == cudaSuccess) {
-    error = cudaMemcpyAsync(*copy, data, bytes, cudaMemcpyHostToDevice, stream);
-    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-    cudaStreamDestroy(stream);
-  }
-  if (error != cudaSuccess && *copy != nullptr) cudaFree(*copy);
-  cudaThreadExchangeStreamCaptureMode(&mode);
+  const cudaError_t error = beside_capture([=] {
+    cudaStream_t stream = nullptr;
+    cudaError_t error = cudaMalloc(copy, bytes);
+    if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (error == cudaSuccess) {
+      error = cudaMemcpyAsync(*copy, data, bytes, cudaMemcpyHostToDevice, stream);
+      if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+      cudaStreamDestroy(stream);
+    }
+    if (error != cudaSuccess && *copy != nullptr) cudaFree(*copy);
+    return error;
+  });
+  if (error != cudaSuccess) cudaGetLastError();
   return error;
 }
 

@@ -24,6 +24,17 @@ inline void bind_controls(pybind11::module_& m) {
   m.def("set_capturing", [](bool value) { capturing = value; });
   m.def("refuses_allocations", &refused);
   m.def("allocations", [] { return allocations; });
+  m.def("fail_next_allocation", [] { next_allocation = cudaErrorMemoryAllocation; });
+  m.def("fail_next_launch", [] { next_launch = cudaErrorInvalidConfiguration; });
+  m.def("fail_earlier", [] { last_error = cudaErrorMemoryAllocation; });
+  m.def("last_error", [] { return cudaGetErrorString(last_error); });
+  m.def("grants", [] {
+    pybind11::list all;
+    for (const Grant& each : grants) {
+      all.append(pybind11::make_tuple(reinterpret_cast<uintptr_t>(each.kernel), each.device, each.bytes));
+    }
+    return all;
+  });
   m.def("take_launches", [] {
     std::vector<Launch> taken;
     taken.swap(launches);

@@ -41,12 +41,14 @@ struct Grid {
   Grid(dim3 size, const char* file = __builtin_FILE(), int line = __builtin_LINE()) : size(size), site{file, line} {}
 };
 
-inline cudaError_t check_launch(const dim3& grid, int threads, int64_t shared_bytes) {
+inline cudaError_t check_launch(const void* kernel, const dim3& grid, int threads, int64_t shared_bytes) {
   constexpr unsigned kMostAcross = 65535;
+  if (next_launch != cudaSuccess) return std::exchange(next_launch, cudaSuccess);
+  if (const cudaError_t error = load(kernel); error != cudaSuccess) return error;
   const bool fits = grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= kMostAcross && grid.z > 0 &&
                     grid.z <= kMostAcross && threads > 0 && threads <= kMostThreads;
   if (!fits) return cudaErrorInvalidConfiguration;
-  const int64_t limit = device().shared_bytes_of_block;
+  const int64_t limit = shared_bytes_of_kernels[{kernel, current_device}];
   return shared_bytes >= 0 && shared_bytes <= limit ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -79,11 +81,14 @@ inline void run_grid(Launch& launch, const std::function<void()>& kernel) {
 
 namespace surm::cuda {
 
+using emulator::Grid;
+
 // Runs a kernel to its end; the stream does not matter, as nothing runs beside anything else.
 template <class... Parameters, class... Arguments>
-int launch(void (*kernel)(Parameters...), emulator::Grid grid, int threads, int64_t shared_bytes, void*,
-           Arguments... arguments) {
-  const cudaError_t error = emulator::check_launch(grid.size, threads, shared_bytes);
+cudaError_t start(void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes, void*,
+                  Arguments... arguments) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const cudaError_t error = emulator::told(emulator::check_launch(function, grid.size, threads, shared_bytes));
   if (error != cudaSuccess) return error;
   emulator::Launch launch{grid.site, grid.size, threads, shared_bytes};
   emulator::run_grid(launch, [&] { kernel(static_cast<Parameters>(arguments)...); });

@@ -110,12 +110,18 @@ __global__ void any_of_block(int* y, int which) {
 }
 
 // What a launch of these sizes returns.
+template <int kNumber>
 __global__ void nothing() {}
 
-std::string launch_nothing(unsigned x, unsigned y, int threads, int64_t shared_bytes) {
-  const int error = launch(nothing, dim3(x, y), threads, shared_bytes, nullptr);
-  return cudaGetErrorString(static_cast<cudaError_t>(error));
+const char* words(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+const char* launch_nothing(unsigned x, unsigned y, int threads, int64_t shared_bytes) {
+  return words(launch(nothing<0>, dim3(x, y), threads, shared_bytes, nullptr));
 }
+
+// The same of kernels that nobody has loaded before, the second time without preparing one.
+const char* launch_new() { return words(launch(nothing<1>, dim3(1), 1, 64 << 10, nullptr)); }
+const char* start_new() { return words(surm::cuda::start(nothing<2>, dim3(1), 1, 0, nullptr)); }
 
 }  // namespace
 
@@ -154,6 +160,8 @@ PYBIND11_MODULE(planted_kernels, m) {
     launch(any_of_block, dim3(1), static_cast<int>(y.size()), 0, nullptr, y.mutable_data(), which);
   });
   m.def("launch", &launch_nothing);
+  m.def("launch_new", &launch_new);
+  m.def("start_new", &start_new);
   m.def("bfloat16_to_float", &surm::cuda::bfloat16_to_float);
   m.def("float_to_bfloat16", &surm::cuda::float_to_bfloat16);
   m.def("half_to_float", &surm::cuda::half_to_float);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <utility>
 #include <vector>
 
 enum cudaError_t {
@@ -56,6 +58,25 @@ inline bool refused() { return capturing && capture_mode != cudaStreamCaptureMod
 
 inline int64_t allocations = 0;
 
+// What the next allocation and the next launch are to say, and what failed last, which cudaGetLastError forgets.
+inline cudaError_t next_allocation = cudaSuccess, next_launch = cudaSuccess, last_error = cudaSuccess;
+
+inline cudaError_t told(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+// Bytes of shared memory that a kernel may have on a device, once it is loaded there; and all that were ever granted.
+inline std::map<std::pair<const void*, int>, int64_t> shared_bytes_of_kernels;
+
+struct Grant {
+  const void* kernel;
+  int device;
+  int64_t bytes;
+};
+
+inline std::vector<Grant> grants;
+
 }  // namespace surm::emulator
 
 inline const char* cudaGetErrorString(cudaError_t error) {
@@ -76,7 +97,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return "unrecognized error code";
 }
 
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return std::exchange(surm::emulator::last_error, cudaSuccess); }
 
 inline cudaError_t cudaGetDevice(int* device) {
   *device = surm::emulator::current_device;
@@ -115,7 +136,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 // Memory of the device is poisoned.
 template <class T>
 cudaError_t cudaMalloc(T** memory, size_t bytes) {
-  if (surm::emulator::refused()) return cudaErrorStreamCaptureUnsupported;
+  using namespace surm::emulator;
+  if (refused()) return told(cudaErrorStreamCaptureUnsupported);
+  if (next_allocation != cudaSuccess) return told(std::exchange(next_allocation, cudaSuccess));
   *memory = static_cast<T*>(std::malloc(bytes));
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   std::memset(static_cast<void*>(*memory), 0xff, bytes);
@@ -174,5 +197,39 @@ inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mo
   const cudaStreamCaptureMode before = surm::emulator::capture_mode;
   surm::emulator::capture_mode = *mode;
   *mode = before;
+  return cudaSuccess;
+}
+
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+namespace surm::emulator {
+
+// Loads a kernel on the current device, with what every kernel may have.
+inline cudaError_t load(const void* kernel) {
+  constexpr int64_t kGranted = 48 << 10;
+  const std::pair<const void*, int> place{kernel, current_device};
+  if (shared_bytes_of_kernels.count(place) != 0) return cudaSuccess;
+  if (refused()) return told(cudaErrorStreamCaptureUnsupported);
+  shared_bytes_of_kernels[place] = kGranted;
+  return cudaSuccess;
+}
+
+}  // namespace surm::emulator
+
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  *attributes = {};
+  return surm::emulator::load(kernel);
+}
+
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  using namespace surm::emulator;
+  if (const cudaError_t error = load(kernel); error != cudaSuccess) return error;
+  if (bytes < 0 || bytes > device().shared_bytes_of_block) return told(cudaErrorInvalidValue);
+  shared_bytes_of_kernels[{kernel, current_device}] = bytes;
+  grants.push_back({kernel, current_device, bytes});
   return cudaSuccess;
 }

@@ -9,7 +9,7 @@ from build_support.ninja import ROOT
 from tests.emulator.build import emulated_module
 from tests.emulator.stand_in import as_it_was
 
-kernels = emulated_module("planted_kernels", ["tests/emulator/planted_kernels.cpp"])
+kernels = emulated_module("planted_kernels", ["tests/emulator/planted_kernels.cpp", "csrc/cuda/device.cu"])
 
 SEEDS = (1, 2, 3, 4, 5)
 
@@ -185,6 +185,22 @@ def test_devices_differ_in_the_shared_memory_of_a_block() -> None:
         assert kernels.launch(1, 1, 32, limit + 1) == "invalid argument"
     with pytest.raises(ValueError, match="no such device"):
         kernels.set_device(len(kernels.shared_bytes_of_devices))
+
+
+def test_a_kernel_that_is_not_loaded_cannot_start_while_a_graph_is_captured_but_be_launched() -> None:
+    kernels.set_capturing(True)
+    assert kernels.start_new() == "operation not permitted when stream is capturing"
+    assert kernels.launch_new() == "no error"
+
+
+def test_a_launch_tells_its_own_failure_alone_and_leaves_none_behind() -> None:
+    kernels.fail_earlier()
+    assert kernels.launch(1, 1, 32, 0) == "no error"
+    assert kernels.last_error() == "out of memory"
+    kernels.fail_next_launch()
+    assert kernels.launch(1, 1, 32, 0) == "invalid configuration argument"
+    assert kernels.last_error() == "no error"
+    assert kernels.launch(1, 1, 32, 0) == "no error"
 
 
 def test_every_half_is_converted_exactly_and_back() -> None:

@@ -124,6 +124,44 @@ def test_tables_are_uploaded_once_for_every_device_and_size(kernels) -> None:
     assert [uploads(1760), uploads(1760)] == [1, 0]
 
 
+def product(size: int) -> None:
+    """A product of a size, held to the dense matrix."""
+    x, v = torch.randn(1, 2, size), torch.randn(1, 1, 1, size)
+    oracle.assert_close(operators.grid(x, v, None, CIRCULANT, size, 1.0, False), x.double() @ oracle.matrix(v[0], 1).T)
+
+
+def test_a_kernel_is_granted_the_most_shared_memory_of_each_device_once_and_for_all(kernels) -> None:
+    for device in (0, 1, 0):
+        kernels.set_device(device)
+        for size in (8192, 4096, 8192):  # the second takes less
+            product(size)
+    grants = kernels.grants()
+    assert {device for _, device, _ in grants} >= {0, 1}
+    assert all(granted == kernels.shared_bytes_of_devices[device] for _, device, granted in grants)
+    assert len({(kernel, device) for kernel, device, _ in grants}) == len(grants)
+
+
+def test_a_failure_of_somebody_before_is_not_that_of_a_product(kernels) -> None:
+    kernels.fail_earlier()
+    product(12)
+
+
+def test_a_product_that_cannot_start_says_so_and_the_next_is_right(kernels) -> None:
+    kernels.fail_next_launch()
+    with pytest.raises(RuntimeError, match="grid with .* failed on CUDA: invalid configuration argument"):
+        product(12)
+    assert kernels.last_error() == "no error"
+    product(12)
+
+
+def test_tables_that_found_no_memory_are_uploaded_by_the_next_call(kernels) -> None:
+    kernels.fail_next_allocation()
+    with pytest.raises(RuntimeError, match="failed on CUDA: out of memory"):
+        product(1056)
+    assert kernels.last_error() == "no error"
+    product(1056)
+
+
 @pytest.mark.parametrize("size", [880, 1320])
 def test_a_size_may_be_new_while_a_graph_is_captured(size: int, kernels) -> None:
     x, v = torch.randn(1, 2, size), torch.randn(1, 1, 1, size)
