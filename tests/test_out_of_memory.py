@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from surm_kernels import _extension
 from surm_kernels import functional as F
-from surm_kernels.block_kinds import TOEPLITZ
+from surm_kernels.block_kinds import CIRCULANT, TOEPLITZ
 from surm_kernels.ops import _cuda, _problems, grid
 from surm_kernels.reference.ops import grid as reference
 
@@ -72,18 +73,49 @@ def test_working_memory_that_is_missing_is_reported_in_the_same_words() -> None:
     assert "RuntimeError: surm_kernels: DefaultCPUAllocator: can't allocate memory" in result.stderr
 
 
-def test_on_gpus_it_has_torchs_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails_with(message: str) -> RuntimeError:
-        def function(*arguments: object) -> Tensor:
-            raise RuntimeError(message)
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """A product as CUDA tensors run it, by a kernel that raises these messages, one a call, and then has room."""
+    monkeypatch.setattr(_cuda, "_backend", lambda problem, device: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
-        monkeypatch.setattr(_cuda, "_backend", lambda problem, device: "cuda")
+    def product(*messages: str) -> Tensor:
+        left = list(messages)
+
+        def function(*arguments: Any) -> Tensor:
+            if left:
+                raise RuntimeError(left.pop(0))
+            return reference.grid(*arguments)
+
         monkeypatch.setattr(_cuda, "_function", lambda name, backend: function)
         run = _cuda.kernel("grid", _problems.grid, reference.grid)
-        return raised(lambda: run(torch.randn(1, 3, 8), torch.randn(1, 1, 1, 8), None, 0, 8, 1.0, False))
+        return run(torch.ones(1, 3, 8), torch.ones(1, 1, 1, 8), None, CIRCULANT, 8, 1.0, False)
 
-    full = fails_with("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    return product
+
+
+FULL = "CUDA out of memory. Tried to allocate 20.00 GiB."
+NO_TABLES = "surm_kernels: grid with 1 x 1 blocks of 8 x 8 and 1 x 3 tokens failed on CUDA: out of memory"
+
+
+def test_on_gpus_it_has_torchs_type(on_a_gpu) -> None:
+    full = raised(lambda: on_a_gpu(FULL, FULL))
     assert type(full) is torch.OutOfMemoryError
-    assert str(full) == "CUDA out of memory. Tried to allocate 20.00 GiB."
-    other = fails_with("surm_kernels: x must have 3 dimensions, got 2")
+    assert str(full) == FULL
+    other = raised(lambda: on_a_gpu("surm_kernels: x must have 3 dimensions, got 2"))
     assert type(other) is RuntimeError
+
+
+def test_on_gpus_torch_gives_back_what_it_keeps_for_later_before_a_call_fails(on_a_gpu, monkeypatch) -> None:
+    given_back: list[None] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(None))
+    assert torch.equal(on_a_gpu(NO_TABLES), torch.full((1, 3, 8), 8.0))
+    assert len(given_back) == 1
+    other = raised(lambda: on_a_gpu(NO_TABLES, "surm_kernels: another failure"))
+    assert type(other) is RuntimeError and str(other) == "surm_kernels: another failure"
+
+
+def test_a_captured_graph_is_not_spoilt_by_giving_back_memory(on_a_gpu, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pytest.fail("memory was given back"))
+    assert type(raised(lambda: on_a_gpu(NO_TABLES))) is torch.OutOfMemoryError

@@ -34,11 +34,24 @@ def kernel(name: str, problem: Callable[..., Problem], reference: Operator) -> O
         try:
             return function(*arguments)
         except RuntimeError as error:
-            if "out of memory" in str(error):  # the stable ABI hands on torch's words, not their type
+            if not _is_out_of_memory(error):
+                raise
+            if torch.cuda.is_current_stream_capturing():
+                raise torch.OutOfMemoryError(*error.args) from None
+        # Tables and the code of kernels lie beside what torch keeps for later, and gives back for tensors alone.
+        torch.cuda.empty_cache()
+        try:
+            return function(*arguments)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
                 raise torch.OutOfMemoryError(*error.args) from None
             raise
 
     return run
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return "out of memory" in str(error)  # the stable ABI hands on torch's words, not their type
 
 
 def _function(name: str, backend: str) -> Operator:
