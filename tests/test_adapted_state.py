@@ -10,7 +10,7 @@ import torch._dynamo.testing
 from torch import Tensor, nn
 
 from surm_kernels.nn import AdaptedLinear
-from surm_kernels.structures import CirculantProduct, Siva, Structure
+from surm_kernels.structures import Circulant, CirculantProduct, Siva, Structure
 from tests import oracle
 from tests.adapted import (
     SCALE,
@@ -40,6 +40,14 @@ def test_the_backward_keeps_the_input_and_the_parameters_and_nothing_else(struct
     assert y.requires_grad and saved
     kept = {t.data_ptr() for t in (x, layer.base.weight, *layer.structured_parameters())}
     assert {t.data_ptr() for t in saved} <= kept
+
+
+def test_where_streams_run_beside_each_other_no_two_calls_share_the_memory_of_a_merged_weight() -> None:
+    layer = make(Circulant(24, 24), "merged", torch.float32).to("meta")  # stands for a GPU
+    kept, parameters = layer._product._merged, layer.structured_parameters()
+    weights = [kept.of(layer.structure, 1.0, torch.float32, layer.base.weight, parameters).weight for _ in range(3)]
+    assert len(set(map(id, weights))) == 3
+    assert not kept._spare
 
 
 @pytest.mark.parametrize("tokens", [48, 49])

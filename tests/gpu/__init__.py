@@ -12,6 +12,11 @@ DEVICE = torch.device(os.environ.get("SURM_KERNELS_TEST_DEVICE") or "cuda")
 MISSING = "" if DEVICE.type == "cpu" or torch.cuda.is_available() else f"torch {torch.__version__} sees no GPU"
 
 
+def moved(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Those tensors on the device."""
+    return [tensor.to(DEVICE) for tensor in tensors]
+
+
 def tune_nothing() -> None:
     """Has Triton's kernels take the first configuration that fits, unmeasured: tests look at values, tuning is long."""
     from surm_kernels import triton as kernels

@@ -1,4 +1,4 @@
-"""The kernels on a GPU against the float64 matrix, in every size, type and layout that hurts, and on CUDA's streams."""
+"""The kernels on a GPU against the float64 matrix, in every size, type and layout that hurts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,16 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surm_kernels import functional
 from surm_kernels.block_kinds import CIRCULANT, HANKEL, SKEW_CIRCULANT, TOEPLITZ
-from surm_kernels.nn import AdaptedLinear
 from surm_kernels.ops.grid import grid, grid_backward
 from surm_kernels.structures import Structure
 from tests import adapted, oracle, updates
 from tests import test_grid as parity
-from tests.gpu import DEVICE, MISSING
+from tests.gpu import DEVICE, MISSING, moved
 from tests.grids import DTYPES, Grid, grid_of, grids_in_turns
 from tests.test_grid import SCALE
 from tests.test_ldr import exact_results
@@ -38,7 +37,6 @@ TOKENS = (0, 1, 17, 130)
 
 dtypes = pytest.mark.parametrize("dtype", updates.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 wide_or_half = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-on_a_gpu = pytest.mark.skipif(REHEARSED, reason="a GPU's own")
 
 
 @contextmanager
@@ -46,10 +44,6 @@ def tensors_on_the_device() -> Iterator[None]:
     """New tensors are made on the device, as helpers of the other tests make them."""
     with DEVICE:
         yield
-
-
-def moved(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.to(DEVICE) for tensor in tensors]
 
 
 def training_step(product: Callable[..., Tensor], g: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -293,100 +287,3 @@ def test_a_compiled_training_step_is_the_eager_one(name: str) -> None:
     eager = training_step(structure.linear, g, x, *parameters)
     for a, b in zip(training_step(compiled, g, x, *parameters), eager, strict=True):
         assert oracle.error(a, b.double()) <= oracle.FLOAT32_TOLERANCE
-
-
-@on_a_gpu
-@wide_or_half
-@adapted.squares
-def test_a_captured_graph_replays_on_new_values(structure: Structure, dtype: torch.dtype) -> None:
-    g, x = moved(*tokens_of(structure, dtype, 130))
-    parameters = moved(*updates.parameters_of(structure, dtype))
-
-    def step() -> list[Tensor]:
-        gradients = structure.gradients(g, x, *parameters, scale=SCALE)
-        return [structure.linear(x, *parameters), *(one for one in gradients if one is not None)]
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # plans are made, and kernels loaded, before a capture
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for _ in range(2):
-        new_g, new_x = moved(*tokens_of(structure, dtype, 130))
-        g.copy_(new_g)
-        x.copy_(new_x)
-        graph.replay()
-        for got, wanted in zip(captured, step(), strict=True):
-            assert torch.equal(got, wanted)
-
-
-@on_a_gpu
-@adapted.squares
-def test_a_stream_of_its_own_orders_what_runs_on_it(structure: Structure) -> None:
-    g, x = moved(*tokens_of(structure, torch.float32, 1000))
-    parameters = moved(*updates.parameters_of(structure, torch.float32))
-    wanted = structure.gradients(g, x, *parameters)
-    product = structure.linear(x, *parameters)
-    late = torch.full_like(x, torch.nan)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        torch.cuda._sleep(20_000_000)  # the input comes late: whoever does not wait for the stream reads NaN
-        late.copy_(x)
-        got, y = structure.gradients(g, late, *parameters), structure.linear(late, *parameters)
-    side.synchronize()
-    assert torch.equal(y, product)
-    for a, b in zip(got, wanted, strict=True):
-        assert a is b is None or torch.equal(a, b)
-
-
-@on_a_gpu
-@adapted.squares
-def test_nothing_waits_for_the_device(structure: Structure) -> None:
-    g, x = moved(*tokens_of(structure, torch.bfloat16, 130))
-    parameters = moved(*updates.parameters_of(structure, torch.bfloat16))
-    structure.linear(x, *parameters)
-    structure.gradients(g, x, *parameters)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        structure.linear(x, *parameters)
-        structure.gradients(g, x, *parameters)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@on_a_gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
-@pytest.mark.parametrize("name", COMPILED)
-def test_another_device_than_the_current_one_serves(name: str) -> None:
-    structure = updates.SQUARES[name]
-    x = torch.randn(17, structure.in_features)
-    parameters = updates.parameters_of(structure, torch.float32)
-    exact = x.double() @ updates.matrix(structure, parameters, torch.float32).T
-    with torch.cuda.device(0):
-        got = structure.linear(x.to("cuda:1"), *(parameter.to("cuda:1") for parameter in parameters))
-    assert got.device == torch.device("cuda:1")
-    oracle.assert_close(got.cpu(), exact)
-
-
-@on_a_gpu
-def test_a_network_trains_under_autocast() -> None:
-    structure = updates.SQUARES["circulant"]
-    base = nn.Linear(structure.in_features, structure.out_features)
-    layer = AdaptedLinear(base, structure, strategy="direct").to(DEVICE)
-    x = torch.randn(64, structure.in_features, device=DEVICE)
-    target = torch.randn(64, structure.out_features, device=DEVICE)
-    optimiser = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
-    losses = []
-    for _ in range(20):
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = nn.functional.mse_loss(layer(x), target)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
