@@ -1,5 +1,7 @@
-// The CPU kernels as the operators of grid_operators.h and ldr_operators.h call them.
+// The CPU kernels as the operators of *_operators.h call them.
 #pragma once
+
+#include <vector>
 
 #include "cpu/instruction_set.h"
 #include "glue.h"
@@ -49,6 +51,16 @@ class CpuKernels {
     grid_dense().merge(storage_type(values), shape, values.const_data_ptr(), scale, merge, parallel_for);
   }
 
+  static void stochastic_sum(int64_t rows, int64_t columns, const Merge& merge, const Tensor& addend, bool wide,
+                             const Tensor&) {
+    stochastic().sum(rows, columns, merge, addend.const_data_ptr(), addend.stride(0), wide, parallel_for);
+  }
+
+  static void rounding_key(const std::vector<Numbers>& numbers, uint64_t seed, Tensor& key) {
+    *static_cast<uint64_t*>(key.mutable_data_ptr()) =
+        stochastic().key(numbers.data(), static_cast<int>(numbers.size()), seed);
+  }
+
   static void matmul(const LdrShape& shape, const Tensor& x, const void* left, const void* right, ConstRows base,
                      double scale, void* y) {
     ldr().matmul(storage_type(x), shape, rows_of(x), left, right, base, scale, y, parallel_for);
@@ -63,6 +75,7 @@ class CpuKernels {
  private:
   static const cpu::GridKernels& grid() { return *cpu::instruction_set().grid; }
   static const cpu::GridDenseKernels& grid_dense() { return *cpu::instruction_set().grid_dense; }
+  static const cpu::StochasticKernels& stochastic() { return *cpu::instruction_set().stochastic; }
   static const cpu::LdrKernels& ldr() { return *cpu::instruction_set().ldr; }
 };
 

@@ -1,15 +1,17 @@
-// The CUDA kernels as the operators of grid_operators.h and ldr_operators.h call them. The launchers know nothing of
+// The CUDA kernels as the operators of *_operators.h call them. The launchers know nothing of
 // torch: device, stream and workspace come from here. Nothing waits for the device.
 #pragma once
 
 #include <memory>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "cuda/device.h"
 #include "cuda/grid.h"
 #include "cuda/grid_dense.h"
 #include "cuda/ldr.h"
+#include "cuda/stochastic.h"
 #include "glue.h"
 
 namespace surm::glue {
@@ -48,10 +50,16 @@ inline std::string text_of(const LdrShape& shape, const char* part) {
 }
 
 // Raises what a launcher reports: the operator, its sizes and CUDA's own message.
+inline void check_launch(int error, const std::string& text) {
+  STD_TORCH_CHECK(error == 0, "surm_kernels: ", text, " failed on CUDA: ", surm_cuda_error_string(error));
+}
+
 template <class Shape>
 void check_launch(int error, const char* part, const Shape& shape) {
-  STD_TORCH_CHECK(error == 0, "surm_kernels: ", text_of(shape, part), " and ", shape.groups, " x ", shape.tokens,
-                  " tokens failed on CUDA: ", surm_cuda_error_string(error));
+  if (error == 0) return;
+  std::ostringstream text;
+  text << text_of(shape, part) << " and " << shape.groups << " x " << shape.tokens << " tokens";
+  check_launch(error, text.str());
 }
 
 class CudaKernels {
@@ -111,11 +119,25 @@ class CudaKernels {
   }
 
   static void merge(const GridShape& shape, const Tensor& values, double scale, const Merge& merge) {
-    STD_TORCH_CHECK(!merge.stochastic, "surm_kernels: there is no stochastic merging in CUDA C++");
     const OnDevice device(values);
     check_launch(
         surm_cuda_grid_merge(storage_type(values), &shape, values.const_data_ptr(), scale, &merge, device.stream()),
         "_merge", shape);
+  }
+
+  static void stochastic_sum(int64_t rows, int64_t columns, const Merge& merge, const Tensor& addend, bool wide,
+                             const Tensor& out) {
+    const OnDevice device(out);
+    const int error = surm_cuda_stochastic_sum(rows, columns, &merge, addend.const_data_ptr(), addend.stride(0), wide,
+                                               device.stream());
+    check_launch(error, "stochastic_sum");
+  }
+
+  static void rounding_key(const std::vector<Numbers>& numbers, uint64_t seed, Tensor& key) {
+    const OnDevice device(key);
+    const int error = surm_cuda_rounding_key(numbers.data(), static_cast<int>(numbers.size()), seed,
+                                             static_cast<uint64_t*>(key.mutable_data_ptr()), device.stream());
+    check_launch(error, "rounding_key");
   }
 
   static void matmul(const LdrShape& shape, const Tensor& x, const void* left, const void* right, ConstRows base,

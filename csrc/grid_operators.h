@@ -147,7 +147,7 @@ Tensor grid_dense_adjoint(const Tensor& w_in, int64_t kind, int64_t rows, int64_
 
 template <class Kernels>
 void grid_merge(const Tensor& weight_in, const Tensor& values_in, int64_t kind, int64_t columns, double scale,
-                std::optional<int64_t> key, Tensor out) {
+                const std::optional<Tensor>& key, Tensor out) {
   STD_TORCH_CHECK(values_in.dim() == 3, "surm_kernels: values must have 3 dimensions, got ", values_in.dim());
   check_device(values_in, "values", out);
   const GridShape shape = shape_of_values(values_in, 1, 0, kind, columns, false);

@@ -8,6 +8,7 @@
 #include "cuda_kernels.h"
 #include "grid_operators.h"
 #include "ldr_operators.h"
+#include "stochastic_operators.h"
 
 #if SURM_EMULATED
 #define SURM_CUDA_KEY CPU
@@ -69,6 +70,7 @@ Tensor workspace(const Tensor& like, int64_t bytes) { return empty(like, {bytes}
 STABLE_TORCH_LIBRARY_IMPL(SURM_CUDA_NAMESPACE, SURM_CUDA_KEY, m) {
   surm::glue::implement_grid<surm::glue::CudaKernels>(m);
   surm::glue::implement_ldr<surm::glue::CudaKernels>(m);
+  surm::glue::implement_stochastic<surm::glue::CudaKernels>(m);
 }
 
 // What Python asks before it chooses: bytes of shared memory that a block of threads takes at the least.

@@ -5,10 +5,10 @@
 
 namespace surm::glue {
 
-// `weight` and `out` as the kernels take them; both must outlive the result, and `weight` have contiguous rows. With a
-// key the sum is rounded stochastically.
+// `weight`, `out` and `key` as the kernels take them; all must outlive the result, and `weight` have contiguous rows.
+// With a key the sum is rounded stochastically.
 inline surm::Merge merge_of(const Tensor& weight, Tensor& out, int64_t rows, int64_t columns,
-                            std::optional<int64_t> key) {
+                            const std::optional<Tensor>& key) {
   const Tensor* matrices[] = {&weight, &out};
   const char* names[] = {"weight", "out"};
   for (int i = 0; i < 2; ++i) {
@@ -23,8 +23,18 @@ inline surm::Merge merge_of(const Tensor& weight, Tensor& out, int64_t rows, int
       "surm_kernels: weight and out must have one dtype, or one of them float32");
   STD_TORCH_CHECK(!key.has_value() || out.element_size() == 2,
                   "surm_kernels: out must have 16 bits to be rounded stochastically");
-  return {storage_type(weight),   storage_type(out), weight.const_data_ptr(), weight.stride(0),
-          out.mutable_data_ptr(), out.stride(0),     key.has_value(),         static_cast<uint64_t>(key.value_or(0))};
+  if (key.has_value()) {
+    check_device(*key, "key", out);
+    STD_TORCH_CHECK(key->scalar_type() == ScalarType::Long && key->numel() == 1,
+                    "surm_kernels: key must be one number in int64");
+  }
+  return {storage_type(weight),
+          storage_type(out),
+          weight.const_data_ptr(),
+          weight.stride(0),
+          out.mutable_data_ptr(),
+          out.stride(0),
+          key.has_value() ? static_cast<const uint64_t*>(key->const_data_ptr()) : nullptr};
 }
 
 }  // namespace surm::glue

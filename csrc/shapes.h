@@ -22,11 +22,17 @@ struct Merge {
   int64_t weight_stride;
   void* out;
   int64_t out_stride;
-  bool stochastic;  // the sum is rounded by `key` (stochastic_rounding.h), to 16 bits; else to nearest
-  uint64_t key;
+  const uint64_t* key;  // where the matrices are; the sum is rounded by it (stochastic_rounding.h). Null: to nearest
 
   // The type of the sum, which is rounded once; else it is float32.
   bool in_float64() const { return weight_type == StorageType::kFloat64 || out_type == StorageType::kFloat64; }
+};
+
+// Numbers of which the bits alone matter, as integers with a sign.
+struct Numbers {
+  const void* data;
+  int64_t count;
+  int bytes;  // of each: 2, 4 or 8
 };
 
 // How a block of m × n repeats the values of its parameter; numbered as the operators' `kind` is.

@@ -30,6 +30,12 @@ SURM_INLINE Word random_word(uint64_t row_key, Word column) {
   return word ^ (word >> 16);
 }
 
+// A key may follow from a seed and from numbers: from the sum of the hashes of all of them, each at its place.
+SURM_INLINE uint64_t hash_of_number(int64_t bits, uint64_t place) {
+  return static_cast<uint64_t>(bits) * (row_key(0, place) | 1);  // an odd factor: no change of one alone goes unseen
+}
+SURM_INLINE uint64_t key_of(uint64_t seed, uint64_t hash) { return row_key(seed, row_key(hash, 0)); }
+
 // Both take the bits of float32 and a random word and return the bits of the type. What is cut off, as an integer, plus
 // as many random bits carries with just the right probability. Beyond the largest finite number, which has no neighbour
 // there, half a spacing takes the place of the random bits: what rounding to nearest makes infinite becomes infinite.

@@ -24,11 +24,17 @@ def words(seed: int, *shape: int, device: torch.device | str = "cpu") -> Tensor:
     Its states are the multiples of one constant.
     """
     size = int(torch.Size(shape).numel())
+    return at(signed(seed), torch.arange(size, device=device)).view(shape)
+
+
+def at(seed: Tensor | int, index: Tensor | int) -> Tensor:
+    """Entries of `words`, as int64, where one of both is a tensor of that type; an int has to be of 64 bits."""
     # Products and sums wrap as those of unsigned words do.
-    mixed = torch.arange(1, size + 1, device=device) * signed(_STEP) + signed(seed)
+    mixed = seed + (index + 1) * signed(_STEP)
+    assert isinstance(mixed, Tensor)
     mixed = (mixed ^ _shifted(mixed, 30)) * signed(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ _shifted(mixed, 27)) * signed(0x94D049BB133111EB)
-    return (mixed ^ _shifted(mixed, 31)).view(shape)
+    return mixed ^ _shifted(mixed, 31)
 
 
 def signs(seed: int, *shape: int, device: torch.device | str = "cpu") -> Tensor:

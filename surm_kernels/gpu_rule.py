@@ -1,8 +1,8 @@
 """Which kernel serves a CUDA tensor: CUDA C++, Triton or the PyTorch reference. The rule, without a GPU.
 
-CUDA C++ has the transforms: `grid` and `ldr` in every type, the spectra and dense matrices of grids. Triton has matrix
-products with tiles of W made on the way: `grid` and the generated matrices, and besides `diagonal` and `kronecker`; not
-in float64. Where both could serve:
+CUDA C++ has the transforms: `grid` and `ldr` in every type, the spectra and dense matrices of grids; and merging.
+Triton has matrix products with tiles of W made on the way: `grid` and the generated matrices, and besides `diagonal`
+and `kronecker`; not in float64. Where both could serve:
 
 1. few tokens (less than FEW_TOKENS) go to CUDA C++, since a tile of Triton's has 16 and a launch more to do;
 2. else blocks up to a size go to Triton, which takes 2 m n operations a token on tensor cores against a transform that
@@ -30,6 +30,7 @@ CUDA_OPERATORS = (
     *(f"grid{part}" for part in ("", "_pullback", "_backward", "_dense", "_dense_adjoint")),
     *("grid_spectrum", "grid_by_spectrum", "grid_merge"),
     *("ldr", "ldr_pullback_left", "ldr_pullback_right", "ldr_backward"),
+    *("stochastic_sum", "rounding_key"),
 )
 
 #: Operators with a kernel in Triton, and the module of surm_kernels.triton that has it under the same name.

@@ -13,48 +13,36 @@ The random numbers are a function of (seed, step, row, column), the same for eve
 and device. The key is word number `step` of SplitMix64 from the seed; csrc/stochastic_rounding.h has what follows.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from surm_kernels import _random_words
+from surm_kernels.ops.stochastic import rounding_key
 
 
 class StochasticRounding(NamedTuple):
     """The random numbers of one rounding of a matrix.
 
     Attributes:
-        seed: any int; another one gives independent numbers.
-        step: any int, likewise.
+        key: that they follow from, one number in int64 on the device of the matrix.
     """
 
-    seed: int
-    step: int
+    key: Tensor
 
     @classmethod
-    def of(cls, *tensors: Tensor) -> "StochasticRounding":
+    def at(cls, seed: int, step: int, device: torch.device | str = "cpu") -> "StochasticRounding":
+        """That of a step: seed and step are any ints, and others give independent numbers."""
+        return cls(torch.tensor(_random_words.signed(_random_words.word(seed, step)), device=device))
+
+    @classmethod
+    def of(cls, first: Tensor, *others: Tensor) -> "StochasticRounding":
         """That of a weight formed of these tensors: the same as long as their values are, another one after a change.
 
         Its seed is `torch.initial_seed()`, its step a hash of the values. So a weight that is formed again, in a
-        backward, a checkpoint, a copy of the layer or a run that was resumed, is the same to the bit.
+        backward, a checkpoint, a copy of the layer or a run that was resumed, is the same to the bit. On a GPU nobody
+        waits for it, and a captured graph that is replayed rounds by the values of then.
         """
-        # One product for all: this is done before every merge.
-        bits = torch.cat([t.detach().flatten().view(_INTEGERS[t.dtype.itemsize]) for t in tensors]).long()
-        return cls(torch.initial_seed(), _random_words.word(int(bits.dot(_multipliers(bits.numel()))), 0))
-
-    @property
-    def key(self) -> int:
-        """What operators take, an int of 64 bits."""
-        return _random_words.signed(_random_words.word(self.seed, self.step))
-
-
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
-
-
-@lru_cache(maxsize=32)
-def _multipliers(size: int) -> Tensor:
-    """Odd ones, so that no change of a single value goes unseen."""
-    with torch.inference_mode(False):
-        return _random_words.words(0, size) | 1
+        seed = _random_words.signed(torch.initial_seed())
+        return cls(rounding_key(first.detach(), [other.detach() for other in others], seed))

@@ -122,7 +122,7 @@ def test_kernels_are_those_of_operators_that_python_defines() -> None:
     assert operators(CUDA_NAMESPACE) == set(gpu_rule.CUDA_OPERATORS)
     kronecker = {f"kronecker{part}" for part in ("", "_pullback_left", "_pullback_right", "_backward")}
     diagonal = {f"diagonal{part}" for part in ("", "_pullback", "_backward")}
-    others = {"factored_grid", "factored_grid_gradients", "powers", "empty_rows", "stochastic_sum"}
+    others = {"factored_grid", "factored_grid_gradients", "powers", "empty_rows"}
     compiled = {*gpu_rule.CUDA_OPERATORS, *kronecker, *diagonal, *others}
     assert with_kernel(NAMESPACE, "CPU") == compiled
     compiled_for_cuda = set(gpu_rule.CUDA_OPERATORS) if _extension.cuda_architectures else set()

@@ -114,7 +114,8 @@ def test_what_the_other_operators_count() -> None:
         ("generated_backward", (g, x, [torch.rand(6)], "vandermonde", 1.0, True, True), 2 * dense),
         ("generated_backward", (g, x, [torch.rand(6)], "vandermonde", 1.0, False, True), dense),
         ("powers", (torch.rand(6), 12), 2 * 6 * 12),
-        ("stochastic_sum", (torch.rand(6, 12), torch.rand(6, 12), 1, torch.rand(6, 12).half()), 6 * 12),
+        ("stochastic_sum", (torch.rand(6, 12), torch.rand(6, 12), torch.tensor(1), torch.rand(6, 12).half()), 6 * 12),
+        ("rounding_key", (torch.rand(12), [torch.rand(6)], 1), 12 + 6),
         ("empty_rows", (x2, 6), 0),
     ):
         assert counted(lambda: getattr(operators, name)(*arguments)) == pytest.approx(work, abs=1), name  # noqa: B023

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from surm_kernels.ops.grid import grid_merge
-from surm_kernels.ops.stochastic import stochastic_sum
+from surm_kernels.ops.stochastic import rounding_key, stochastic_sum
 from surm_kernels.reference.ops import grid as reference_grid
 from surm_kernels.reference.ops import stochastic as reference
 from surm_kernels.rounding import StochasticRounding
@@ -21,13 +21,12 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 types = pytest.mark.parametrize("dtype", oracle.SIXTEEN_BIT, ids=str)
 TYPES = [pair for dtype in oracle.SIXTEEN_BIT for pair in ((dtype, dtype), (torch.float32, dtype))]
-CPU = torch.device("cpu")
-KEY = StochasticRounding(3, 5).key
+KEY = StochasticRounding.at(3, 5).key
 #: The smallest numbers above zero.
 SUBNORMAL = {torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
 
 
-def rounded(values: Tensor, dtype: torch.dtype, key: int = KEY) -> Tensor:
+def rounded(values: Tensor, dtype: torch.dtype, key: Tensor = KEY) -> Tensor:
     out = torch.empty(values.shape, dtype=dtype)
     stochastic_sum(torch.full(values.shape, -0.0), values, key, out)  # which changes no other number's sign
     return out
@@ -54,9 +53,9 @@ def neighbours(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def test_the_random_numbers_are_those_of_every_release_and_device() -> None:
-    key = StochasticRounding(1, 2).key
-    words = reference.random_words(key, 2, 3, CPU)
-    assert key == -534904783426661026
+    key = StochasticRounding.at(1, 2).key
+    words = reference.random_words(key, 2, 3)
+    assert int(key) == -534904783426661026
     assert words.tolist() == [[0x7FBFF175, 0x174A545D, 0x590FE2A5], [0x337F7FBE, 0xF9EF192F, 0x0A33D26F]]
     # Half a spacing above 1, of 16 bits in bfloat16, carries with a random number of as many or does not.
     values = torch.full(words.shape, 1 + 2**-8)
@@ -65,8 +64,8 @@ def test_the_random_numbers_are_those_of_every_release_and_device() -> None:
 
 def test_the_random_numbers_are_uniform_and_those_of_different_places_and_steps_independent() -> None:
     size = 512
-    keys = [StochasticRounding(0, step).key for step in range(size)]
-    words = torch.stack([reference.random_words(key, 8, size, CPU) for key in keys])
+    keys = [StochasticRounding.at(0, step).key for step in range(size)]
+    words = torch.stack([reference.random_words(key, 8, size) for key in keys])
     for shift in (0, 8, 16):  # of the bits that are used
         z = ((words >> shift & 0xFFFF).double() - (2**16 - 1) / 2) * 12**0.5 / 2**16
         assert abs(z.mean()) * z.numel() ** 0.5 < 4
@@ -80,25 +79,40 @@ def test_the_random_numbers_are_uniform_and_those_of_different_places_and_steps_
 
 
 def test_a_key_follows_from_seed_and_step() -> None:
-    keys = {StochasticRounding(seed, step).key for seed in (-1, 0, 1, 2**64 + 2) for step in (-1, 0, 1, 2**63)}
+    keys = {int(StochasticRounding.at(seed, step).key) for seed in (-1, 0, 1, 2**64 + 2) for step in (-1, 0, 1, 2**63)}
     assert len(keys) == 16
     assert all(-(2**63) <= key < 2**63 for key in keys)
 
 
-def test_a_step_is_that_of_the_values_and_changes_with_the_last_bit_of_one() -> None:
+def key_of(*tensors: Tensor) -> int:
+    return int(StochasticRounding.of(*tensors).key)
+
+
+@pytest.mark.parametrize("others", [0, 1, 17])
+def test_the_kernel_takes_the_key_of_the_reference(others: int) -> None:
+    tensors = [torch.randn(37, 11).to(updates.DTYPES[index % len(updates.DTYPES)]) for index in range(1 + others)]
+    tensors[-1] = tensors[-1].T
+    for seed in (-(2**63), 0, 7):
+        key = rounding_key(tensors[0], tensors[1:], seed)
+        assert key.shape == () and key.dtype == torch.int64
+        assert torch.equal(key, reference.rounding_key(tensors[0], tensors[1:], seed))
+
+
+def test_a_key_is_that_of_the_values_and_changes_with_the_last_bit_of_one() -> None:
     torch.manual_seed(7)
     a, b = torch.randn(3, 50), torch.randn(50).bfloat16()
-    found = StochasticRounding.of(a, b)
-    assert found.seed == 7
-    assert found == StochasticRounding.of(a.T.contiguous().T.detach().clone().requires_grad_(), b.clone())
-    others = [StochasticRounding.of(b, a), StochasticRounding.of(a), StochasticRounding.of(a, b, b)]
+    found = key_of(a, b)
+    assert found == key_of(a.T.contiguous().T.detach().clone().requires_grad_(), b.clone())
+    others = [key_of(b, a), key_of(a), key_of(a, b, b)]
     for place in (0, 77, 149):
         changed = a.clone()
         changed.view(torch.int32).flatten()[place] ^= 1
-        others.append(StochasticRounding.of(changed, b))
+        others.append(key_of(changed, b))
     assert len({found, *others}) == 7
     torch.manual_seed(8)
-    assert StochasticRounding.of(a, b) == (8, found.step)
+    assert key_of(a, b) != found
+    torch.manual_seed(7)
+    assert key_of(a, b) == found
 
 
 # Rounding
@@ -121,7 +135,7 @@ def test_merging_a_grid_rounds_as_the_reference_to_the_bit_and_as_the_sum(types,
         w = grid_of(kind, *shape)
         for parameter in updates.DTYPES:
             (values,) = w.values(1, parameter)
-            (dense,) = w.matrices((0.7 * values.double()).float()[None])
+            (dense,) = w.matrices(0.7 * values.float()[None])
             weight = torch.randn(dense.shape).to(types[0])
             out, wanted, summed = (torch.empty(dense.shape, dtype=types[1]) for _ in range(3))
             grid_merge(weight, values, kind, w.columns, 0.7, KEY, out)
@@ -253,7 +267,7 @@ def test_the_mean_of_many_merges_is_the_sum_and_each_is_within_a_spacing(name: s
     exact = weight.double() + scale * updates.matrix(structure, parameters, dtype)
     merges = torch.empty(STEPS, *weight.shape, dtype=dtype)
     for step, out in enumerate(merges):
-        structure.merge(weight, *parameters, scale=scale, out=out, rounding=StochasticRounding(0, step))
+        structure.merge(weight, *parameters, scale=scale, out=out, rounding=StochasticRounding.at(0, step))
     below, above = neighbours(exact.float(), dtype)
     spacing = above - below
     place = torch.where(spacing > 0, (exact - below) / spacing, 0)
@@ -280,7 +294,7 @@ def test_the_product_of_siva_in_bfloat16_is_off_by_no_more_than_is_said() -> Non
         parameters = U, s * size, V
         out = torch.empty(200, 300, dtype=torch.bfloat16)
         # Nothing is left to round in a sum with zero.
-        structure.merge(torch.zeros_like(out), *parameters, scale=0.5, out=out, rounding=StochasticRounding(0, 0))
+        structure.merge(torch.zeros_like(out), *parameters, scale=0.5, out=out, rounding=StochasticRounding.at(0, 0))
         exact = 0.5 * updates.matrix(structure, parameters, torch.bfloat16)
         assert ((out.double() - exact).abs() <= 0.5 * product_error(structure, parameters)).all()
         assert oracle.error(out, exact) < 2 * oracle.error(exact.bfloat16(), exact)
@@ -291,10 +305,10 @@ def test_every_structure_merges_with_less_than_twice_the_error_of_rounding_to_ne
     structure, (weight_type, dtype) = updates.SQUARES[name], types
     parameters = updates.parameters_of(structure, dtype)
     weight, out = torch.randn(96, 96).to(weight_type), torch.empty(96, 96, dtype=dtype)
-    structure.merge(weight, *parameters, scale=0.7, out=out, rounding=StochasticRounding(1, 1))
+    structure.merge(weight, *parameters, scale=0.7, out=out, rounding=StochasticRounding.at(1, 1))
     exact = weight.double() + 0.7 * updates.matrix(structure, parameters, dtype)
     assert oracle.error(out, exact) <= 2.0 * oracle.error(exact.to(dtype), exact)
-    other = structure.merge(weight, *parameters, scale=0.7, out=out.clone(), rounding=StochasticRounding(1, 2))
+    other = structure.merge(weight, *parameters, scale=0.7, out=out.clone(), rounding=StochasticRounding.at(1, 2))
     assert not torch.equal(other, out)
-    again = structure.merge(weight, *parameters, scale=0.7, out=out.clone(), rounding=StochasticRounding(1, 1))
+    again = structure.merge(weight, *parameters, scale=0.7, out=out.clone(), rounding=StochasticRounding.at(1, 1))
     assert torch.equal(again, out)

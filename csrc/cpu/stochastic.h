@@ -10,6 +10,9 @@ struct StochasticKernels {
   // the type of out, `wide` says which.
   void (*sum)(int64_t rows, int64_t columns, const Merge& merge, const void* addend, int64_t addend_stride, bool wide,
               const ParallelFor& parallel);
+
+  // The key that follows from a seed and so many tensors.
+  uint64_t (*key)(const Numbers* numbers, int count, uint64_t seed);
 };
 
 }  // namespace surm::cpu

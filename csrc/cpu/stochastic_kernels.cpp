@@ -1,4 +1,4 @@
-// The sum of two matrices rounded stochastically, compiled once per instruction set.
+// The sum of two matrices rounded stochastically, and the keys of rounding, compiled once per instruction set.
 #include "masks.h"
 #include "stochastic.h"
 #include "stochastic_rows.h"
@@ -38,9 +38,27 @@ void sum(int64_t rows, int64_t columns, const Merge& merge, const void* addend, 
   });
 }
 
+template <class Bits>
+uint64_t hash_of(const Numbers& numbers, uint64_t place) {
+  const auto* bits = static_cast<const Bits*>(numbers.data);
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < numbers.count; ++i) sum += hash_of_number(bits[i], place + i);
+  return sum;
+}
+
+uint64_t key(const Numbers* numbers, int count, uint64_t seed) {
+  uint64_t sum = 0, place = 0;
+  for (const Numbers* each = numbers; each < numbers + count; place += each->count, ++each) {
+    sum += each->bytes == 8   ? hash_of<int64_t>(*each, place)
+           : each->bytes == 4 ? hash_of<int32_t>(*each, place)
+                              : hash_of<int16_t>(*each, place);
+  }
+  return key_of(seed, sum);
+}
+
 }  // namespace
 
 extern const StochasticKernels stochastic_kernels;
-const StochasticKernels stochastic_kernels{sum};
+const StochasticKernels stochastic_kernels{sum, key};
 
 }  // namespace surm::cpu::SURM_INSTRUCTION_SET

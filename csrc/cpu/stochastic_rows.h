@@ -10,7 +10,7 @@ namespace surm::cpu::SURM_INSTRUCTION_SET {
 
 class StochasticRow {
  public:
-  StochasticRow(uint64_t key, int64_t row) : key_(row_key(key, static_cast<uint64_t>(row))) {}
+  StochasticRow(const uint64_t* key, int64_t row) : key_(row_key(*key, static_cast<uint64_t>(row))) {}
 
   // to[0 … count) = the values of the row from `column` on.
   template <class Storage>

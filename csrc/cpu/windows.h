@@ -45,14 +45,15 @@ void lay_out(const Windows& windows, const Storage* diagonals, Storage* w, const
   });
 }
 
-// scale · values, in the type that a merge computes in.
+// scale · values in the type that a merge computes in, rounded there once more before anything is added, as on CUDA.
 template <class Scalar, class Storage>
 Buffer<Scalar> scaled_values(const Storage* values, int64_t count, double scale, const ParallelFor& parallel) {
+  const auto factor = static_cast<Scalar>(scale);
   Buffer<Scalar> scaled(count);
   parallel(count, kValuesWorthAThread, [&](int64_t begin, int64_t end) {
     for_vectors<ComputeType<Storage>>(end - begin, [&](int64_t j, int64_t n) {
       const auto value = load_first(values + begin + j, n);
-      for (int64_t lane = 0; lane < n; ++lane) scaled[begin + j + lane] = static_cast<Scalar>(scale * value[lane]);
+      for (int64_t lane = 0; lane < n; ++lane) scaled[begin + j + lane] = factor * static_cast<Scalar>(value[lane]);
     });
   });
   return scaled;

@@ -43,7 +43,7 @@ SURM_INLINE void store_rounded(Storage* to, const Vector<Scalar>& value, int64_t
 
 // How the sums of a row are stored: to nearest or, as StochasticRow does, by the place of each.
 struct NearestRow {
-  NearestRow(uint64_t, int64_t) {}
+  NearestRow(const uint64_t*, int64_t) {}
 
   template <class Storage, class Value>
   SURM_INLINE void store(Storage* to, const Value& value, int64_t, int64_t count) const {
@@ -79,7 +79,8 @@ void add_windows(const Windows& windows, const Scalar* diagonals, const Merge& m
       using Out = decltype(out_tag);
       if constexpr (kMerges<Scalar, Weight, Out>) {
         if constexpr (sizeof(Out) == 2) {
-          if (merge.stochastic) return add_to<StochasticRow, Scalar, Weight, Out>(windows, diagonals, merge, parallel);
+          if (merge.key != nullptr)
+            return add_to<StochasticRow, Scalar, Weight, Out>(windows, diagonals, merge, parallel);
         }
         add_to<NearestRow, Scalar, Weight, Out>(windows, diagonals, merge, parallel);
       }

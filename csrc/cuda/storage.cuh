@@ -35,6 +35,17 @@ __device__ inline Storage rounded(ComputeType<Storage> value) {
   }
 }
 
+// a · b rounded before anything is added to it; the compiler would make one operation of both.
+template <class Scalar>
+__device__ inline Scalar product(Scalar a, Scalar b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(Scalar) == 8) return __dmul_rn(a, b);
+  if constexpr (sizeof(Scalar) == 4) return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // 16 bytes in one store: the compiler takes a plain one apart where it saw its parts being made.
 __device__ __forceinline__ void store_packet(uint4* to, const uint4& packet) {
 #if defined(__CUDA_ARCH__)

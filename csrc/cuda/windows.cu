@@ -1,10 +1,8 @@
 // Blocks whose entries repeat along diagonals: every thread writes a few neighbouring entries of some rows, gathered
 // from the values of their block, which stay in L1; the adjoint sums one diagonal a lane, so that it reads rows in
 // order.
-#include <cstring>
-
-#include "butterflies.h"
-#include "storage.cuh"
+#include "matrices.cuh"
+#include "stochastic_row.cuh"
 #include "windows.h"
 
 namespace surm::cuda {
@@ -63,37 +61,6 @@ int launch_patches(Kernel kernel, const Windows& windows, int count, void* strea
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, windows, arguments...);
 }
 
-// Whether neighbours at any multiple of `count` of any row can be moved 16 bytes at a time.
-template <class Element>
-bool aligned(const Element* data, int64_t stride, int count) {
-  const int64_t bytes = sizeof(Element);
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * bytes % 16 == 0 && count * bytes % 16 == 0;
-}
-
-template <int kCount, class Element>
-__device__ __forceinline__ void load_neighbours(const Element* from, Element* to) {
-  if constexpr (kCount == 1) {
-    to[0] = from[0];
-  } else {
-    uint4 packets[kCount * sizeof(Element) / 16];
-    SURM_UNROLL
-    for (size_t k = 0; k < sizeof(packets) / 16; ++k) packets[k] = reinterpret_cast<const uint4*>(from)[k];
-    memcpy(to, packets, sizeof(packets));
-  }
-}
-
-template <int kCount, class Element>
-__device__ __forceinline__ void store_neighbours(const Element* from, Element* to) {
-  if constexpr (kCount == 1) {
-    to[0] = from[0];
-  } else {
-    uint4 packets[kCount * sizeof(Element) / 16];
-    memcpy(packets, from, sizeof(packets));
-    SURM_UNROLL
-    for (size_t k = 0; k < sizeof(packets) / 16; ++k) store_packet(reinterpret_cast<uint4*>(to) + k, packets[k]);
-  }
-}
-
 // ---- laying out -----------------------------------------------------------------------------------------------------
 
 // The type of the elements does not matter beyond its sign bit, so one kernel serves all types of a size.
@@ -117,19 +84,13 @@ int lay_out_bits(const Windows& windows, const void* values, void* w, void* stre
   constexpr int kCount = 16 / sizeof(Bits);
   const auto* from = static_cast<const Bits*>(values);
   auto* to = static_cast<Bits*>(w);
-  if (windows.columns % kCount == 0 && aligned(to, windows.width(), kCount)) {
+  if (windows.columns % kCount == 0 && aligned(Matrix<Bits>{to, windows.width()}, kCount)) {
     return launch_patches(lay_out_kernel<Bits, kCount>, windows, kCount, stream, from, to);
   }
   return launch_patches(lay_out_kernel<Bits, 1>, windows, 1, stream, from, to);
 }
 
 // ---- merging --------------------------------------------------------------------------------------------------------
-
-template <class Storage>
-struct Matrix {
-  Storage* data;
-  int64_t stride;
-};
 
 // The entries of a patch's row as they follow from values of any type.
 template <class Storage, int kCount, class Scalar>
@@ -158,36 +119,36 @@ __device__ __forceinline__ void gather(const Windows& windows, const Patch& patc
 }
 
 // The weight may be out: a thread reads its entries before it writes them.
-template <class Weight, class Out, int kCount>
+template <class Row, class Weight, class Out, int kCount>
 __global__ void __launch_bounds__(kThreads, 4)  // for more blocks than that ptxas would spill
     add_kernel(Windows windows, StorageType type, const void* __restrict__ values, double scale,
-               Matrix<const Weight> weight, Matrix<Out> out) {
+               Matrix<const Weight> weight, Matrix<Out> out, const uint64_t* __restrict__ key) {
   using Scalar = std::common_type_t<ComputeType<Weight>, ComputeType<Out>>;
   const auto factor = static_cast<Scalar>(scale);
   for (Patch patch(windows, kCount); patch.row < patch.end_row; patch.next_row(windows)) {
     Weight before[kCount];
     Scalar entries[kCount];
     Out sums[kCount];
+    const Row row(key, patch.row);
     load_neighbours<kCount>(weight.data + patch.row * weight.stride + patch.column, before);
     gather<kCount>(windows, patch, type, values, entries);
     SURM_UNROLL
     for (int e = 0; e < kCount; ++e) {
-      sums[e] = rounded<Out>(static_cast<ComputeType<Out>>(widened(before[e]) + factor * entries[e]));
+      const Scalar sum = widened(before[e]) + product(factor, entries[e]);
+      sums[e] = row.template rounded<Out>(static_cast<ComputeType<Out>>(sum), patch.column + e);
     }
     store_neighbours<kCount>(sums, out.data + patch.row * out.stride + patch.column);
   }
 }
 
-template <class Weight, class Out>
+template <class Row, class Weight, class Out>
 int add(StorageType type, const Windows& windows, const void* values, double scale, const Merge& merge, void* stream) {
   constexpr int kCount = 16 / (sizeof(Weight) < sizeof(Out) ? sizeof(Weight) : sizeof(Out));
   const Matrix<const Weight> weight{static_cast<const Weight*>(merge.weight), merge.weight_stride};
   const Matrix<Out> out{static_cast<Out*>(merge.out), merge.out_stride};
-  if (windows.columns % kCount == 0 && aligned(weight.data, weight.stride, kCount) &&
-      aligned(out.data, out.stride, kCount)) {
-    return launch_patches(add_kernel<Weight, Out, kCount>, windows, kCount, stream, type, values, scale, weight, out);
-  }
-  return launch_patches(add_kernel<Weight, Out, 1>, windows, 1, stream, type, values, scale, weight, out);
+  const bool whole = windows.columns % kCount == 0 && aligned(weight, kCount) && aligned(out, kCount);
+  return launch_patches(whole ? add_kernel<Row, Weight, Out, kCount> : add_kernel<Row, Weight, Out, 1>, windows,
+                        whole ? kCount : 1, stream, type, values, scale, weight, out, merge.key);
 }
 
 // ---- the adjoint ----------------------------------------------------------------------------------------------------
@@ -258,7 +219,10 @@ int add_windows(StorageType type, const Windows& windows, const void* values, do
       using Out = decltype(out_tag);
       if constexpr (std::is_same<Weight, Out>::value || std::is_same<Weight, float>::value ||
                     std::is_same<Out, float>::value) {
-        return add<Weight, Out>(type, windows, values, scale, merge, stream);
+        if constexpr (sizeof(Out) == 2) {
+          if (merge.key != nullptr) return add<StochasticRow, Weight, Out>(type, windows, values, scale, merge, stream);
+        }
+        return add<NearestRow, Weight, Out>(type, windows, values, scale, merge, stream);
       } else {
         return cudaErrorInvalidValue;
       }

@@ -161,7 +161,9 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
 def shared_bytes(problem: Problem) -> int:
     """The bytes of shared memory that CUDA C++ takes at the least for a problem."""
     name, _, rest = problem.operator.partition("_")
-    if rest.startswith(("dense", "merge")) or problem.operator not in gpu_rule.CUDA_OPERATORS:
+    if problem.operator not in gpu_rule.CUDA_OPERATORS or name not in ("grid", "ldr"):
+        return 0
+    if rest.startswith(("dense", "merge")):
         return 0
     gradient, block = int(problem.is_gradient), (problem.rows, problem.columns)
     sizes = {

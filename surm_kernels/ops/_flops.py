@@ -143,6 +143,7 @@ FORMULAS: dict[str, Formula] = {
         x, parameters, kind, results=need_x + need_parameters
     ),
     "stochastic_sum": lambda weight, *_: weight.numel(),
+    "rounding_key": lambda first, others, seed: first.numel() + sum(other.numel() for other in others),
     "powers": lambda v, columns: 2 * v.numel() * columns,
     "empty_rows": lambda x, columns: 0,
 }

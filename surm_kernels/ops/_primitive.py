@@ -54,7 +54,7 @@ class Primitive(NamedTuple):
         """
         return self.form.gradients(self, g, x, scale, input_gradient)
 
-    def merge(self, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
+    def merge(self, weight: Tensor, scale: float, key: Tensor | None, out: Tensor) -> bool:
         """`out = weight + scale * W` in one pass, rounded once, out may be weight; False, and nothing done, else.
 
         Else: there is no such kernel for the form, or not for these types and strides. Rounded to nearest or, to 16
@@ -88,7 +88,7 @@ class Form(ABC):
         self, w: Primitive, g: Tensor, x: Tensor, scale: float, input_gradient: bool
     ) -> tuple[Tensor | None, Sequence[Tensor | None]]: ...
 
-    def merge(self, w: Primitive, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
+    def merge(self, w: Primitive, weight: Tensor, scale: float, key: Tensor | None, out: Tensor) -> bool:
         return False
 
     def keep(self, w: Primitive) -> Product | None:

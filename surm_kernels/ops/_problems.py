@@ -66,10 +66,9 @@ def grid_by_spectrum(
 
 
 def grid_merge(
-    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: int | None, out: Tensor
+    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: Tensor | None, out: Tensor
 ) -> Problem:
-    operator = "grid_merge" if key is None else "grid_merge_stochastic"  # which no backend has
-    return _grid(operator, values.dtype, values.shape, kind, columns)
+    return _grid("grid_merge", values.dtype, values.shape, kind, columns)
 
 
 def _grid(
@@ -159,6 +158,14 @@ def diagonal_bank(
     x: Tensor, u: Tensor, s: Tensor, v: Tensor, index: Tensor, base: Tensor | None, scale: float
 ) -> Problem:
     return Problem("diagonal_bank", x.dtype, rows=u.shape[0], columns=v.shape[0], rank=u.shape[1])
+
+
+def stochastic_sum(weight: Tensor, addend: Tensor, key: Tensor, out: Tensor) -> Problem:
+    return Problem("stochastic_sum", out.dtype)
+
+
+def rounding_key(first: Tensor, others: Sequence[Tensor], seed: int) -> Problem:
+    return Problem("rounding_key", torch.int64)
 
 
 def generated(x: Tensor, parameters: Sequence[Tensor], base: Tensor | None, kind: str, scale: float) -> Problem:

@@ -60,7 +60,7 @@ class _Form(MultilinearForm):
         with without_autocast(u):
             return ((u * s) @ v.mT).to(w.arguments[0].dtype)
 
-    def merge(self, w: Primitive, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
+    def merge(self, w: Primitive, weight: Tensor, scale: float, key: Tensor | None, out: Tensor) -> bool:
         """In one matrix product where all types agree."""
         u, s, v = (argument.squeeze(0) for argument in w.arguments)
         if out is weight or {t.dtype for t in (weight, u, s, v, out)} not in ({torch.float32}, {torch.float64}):

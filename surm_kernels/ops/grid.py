@@ -76,7 +76,7 @@ def _grid_by_spectrum_fake(
 
 
 def _grid_merge_fake(
-    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: int | None, out: Tensor
+    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: Tensor | None, out: Tensor
 ) -> None:
     for matrix in (weight, out):
         torch._check(matrix.shape == _sizes(values, kind, columns))
@@ -131,7 +131,8 @@ grid_by_spectrum = define(
     cuda=_problems.grid_by_spectrum,
 )
 _grid_merge = define(
-    "grid_merge(Tensor weight, Tensor values, int kind, SymInt columns, float scale, int? key, Tensor(a!) out) -> ()",
+    "grid_merge(Tensor weight, Tensor values, int kind, SymInt columns, float scale, Tensor? key, Tensor(a!) out) "
+    "-> ()",
     _grid_merge_fake,
     reference.grid_merge,
     cuda=_problems.grid_merge,
@@ -149,7 +150,7 @@ class _Form(MultilinearForm):
     def dense(self, w: Primitive) -> Tensor:
         return grid_dense(w.arguments[0], *w.constants).squeeze(0)
 
-    def merge(self, w: Primitive, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
+    def merge(self, w: Primitive, weight: Tensor, scale: float, key: Tensor | None, out: Tensor) -> bool:
         types = {weight.dtype, out.dtype}
         if (len(types) == 2 and torch.float32 not in types) or (out.stride(1) != 1 and out.shape[1] != 1):
             return False
@@ -231,7 +232,7 @@ def grid_dense_adjoint(w: Tensor, kind: int, rows: int, columns: int) -> Tensor:
 
 
 def grid_merge(
-    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: int | None, out: Tensor
+    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: Tensor | None, out: Tensor
 ) -> None:
     """`out = weight + scale * W`, rounded once, to nearest or stochastically by the key; weight may be out.
 

@@ -69,7 +69,7 @@ class _Form(MultilinearForm):
         a, b = (widened(argument.squeeze(0)) for argument in w.arguments)
         return (a[:, None, :, None] * b[:, None, :]).flatten(2).flatten(0, 1).to(w.arguments[0].dtype)
 
-    def merge(self, w: Primitive, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
+    def merge(self, w: Primitive, weight: Tensor, scale: float, key: Tensor | None, out: Tensor) -> bool:
         if key is not None or not (weight.is_contiguous() and out.is_contiguous()):
             return False
         (a, b) = (widened(argument) for argument in w.arguments)

@@ -36,7 +36,7 @@ class _Form(Form):
             x_gradient = _scaled(left, A, scale).unsqueeze(0) if input_gradient else None
             return x_gradient, [_scaled(left.mT, rows, scale), _scaled(cotangents.mT, right, scale)]
 
-    def merge(self, w: Primitive, weight: Tensor, scale: float, key: int | None, out: Tensor) -> bool:
+    def merge(self, w: Primitive, weight: Tensor, scale: float, key: Tensor | None, out: Tensor) -> bool:
         """In one matrix product where all types agree."""
         A, B = w.arguments
         if out is weight or {t.dtype for t in (weight, A, B, out)} not in ({torch.float32}, {torch.float64}):

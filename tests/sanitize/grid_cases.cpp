@@ -140,8 +140,13 @@ void matrices(const Problem& problem, const std::vector<Array>& arrays, const cp
   first.groups = 1;
   kernels.dense(problem.value_type, problem.shape, problem.values.data(), arrays[0].data(), parallel);
   kernels.adjoint(problem.type, first, problem.weight.data(), arrays[1].data(), parallel);
-  const Merge merge{problem.type,          merged_type(problem), problem.weight.data(),
-                    problem.shape.width(), arrays[2].data(),     problem.shape.width()};
+  const Merge merge{problem.type,
+                    merged_type(problem),
+                    problem.weight.data(),
+                    problem.shape.width(),
+                    arrays[2].data(),
+                    problem.shape.width(),
+                    nullptr};
   kernels.merge(problem.value_type, first, problem.values.data(), kScale, merge, parallel);
 }
 

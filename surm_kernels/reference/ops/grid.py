@@ -73,11 +73,11 @@ def grid_dense_adjoint(w: Tensor, kind: int, rows: int, columns: int) -> Tensor:
 
 
 def grid_merge(
-    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: int | None, out: Tensor
+    weight: Tensor, values: Tensor, kind: int, columns: int, scale: float, key: Tensor | None, out: Tensor
 ) -> None:
     if key is None:
         return merge(weight, grid_dense(values[None], kind, columns)[0], scale, out)
-    scaled = (scale * values.double()).float()  # as the kernels do, to the bit
+    scaled = scale * values.float()  # as the kernels do, to the bit
     stochastic_sum(weight, grid_dense(scaled[None], kind, columns)[0], key, out)
 
 
