@@ -164,7 +164,7 @@ class MergedWeight:
                 # Looked at before it is used: what changes in between is found by the next call.
                 memory = Memory(key, frozen, trained, earlier, self._clearing()) if weight.is_cpu else None
                 buffer = self._buffer(weight, dtype)
-            rounding = StochasticRounding.of(weight[0], *trained) if stochastic else None
+            rounding = rounding_of(structure, weight, parameters) if stochastic else None
             merge(structure, scale, weight, parameters, buffer, rounding)
             self._times += 1
             self._merged = merged = Merged(buffer, rounding, memory, self._spare if weight.is_cpu else None)
@@ -255,6 +255,11 @@ def merge(
     """out = weight + scale W(parameters), in the type of out whatever autocast says."""
     with without_autocast(weight):
         return structure.merge(weight, *parameters, scale=scale, out=out, rounding=rounding)
+
+
+def rounding_of(structure: Structure, weight: Tensor, parameters: Sequence[Tensor]) -> StochasticRounding:
+    """Of the sum of a weight, which its first row stands for, and a structure with these parameters."""
+    return StochasticRounding.of(weight.select(0, 0), *split(structure, parameters)[1])
 
 
 def split(structure: Structure, parameters: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

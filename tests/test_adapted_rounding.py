@@ -8,10 +8,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from surm_kernels import cost_model
+from surm_kernels._kept import MergedWeight
 from surm_kernels.nn import AdaptedLinear, _adapted_product
+from surm_kernels.nn._adapted import Update
+from surm_kernels.nn._strategy import Decisions, RelativeSize, merges
+from surm_kernels.ops import _cuda
 from surm_kernels.structures import CauchyLike, Circulant, CirculantProduct, Siva, Structure
 from tests import oracle
 from tests.adapted import draw, make, step, tokens_of, trained
@@ -175,6 +180,49 @@ def test_auto_merges_in_training_by_cost_alone_and_in_inference_what_rounding_le
     faster = False
     cost_model.forget()
     assert layer.chosen(1000) == "direct"
+
+
+@types
+@structures
+def test_a_compiled_layer_trains_with_the_weight_of_an_ordinary_one_to_the_bit(
+    structure: Structure, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost_model, "prefers_merged", lambda *arguments, **needs: True)
+    torch._dynamo.reset()
+    layer = make(structure, "auto", dtype)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        x, g = tokens_of(layer, 33, dtype=dtype)
+        assert all(map(torch.equal, step(compiled, layer, x, g), step(layer, layer, x, g)))
+        assert layer._product._merged._merged.rounding is not None
+        draw(layer)
+    layer.eval().strategy = "direct"
+    with torch.no_grad():
+        y = layer(x)
+        layer.strategy = "auto"
+        assert torch.equal(compiled(x), y)
+
+
+@types
+@structures
+@pytest.mark.parametrize("served", [True, False], ids=["CUDA C++", "Triton alone"])
+def test_on_a_gpu_auto_merges_in_training_where_its_rounding_is_that_of_the_cpu_and_looks_at_no_number(
+    structure: Structure, dtype: torch.dtype, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost_model, "prefers_merged", lambda *arguments, **needs: True)
+    monkeypatch.setattr(_cuda, "merges", lambda device: served)
+    update, kept = Update(structure, 0.7, "auto", None), MergedWeight()
+    with FakeTensorMode():  # of a GPU that is not there, whose numbers nobody can look at
+        x, weight, *parameters = (
+            torch.empty(shape, dtype=dtype, device="cuda")
+            for shape in ((33, 96), (structure.out_features, 96), *structure.parameter_shapes().values())
+        )
+        for changing, wanted in ((True, served), (False, False)):
+            call = update, x, weight, parameters, changing, changing, RelativeSize(), Decisions()
+            assert merges(*call) is wanted
+        merged = kept.of(structure, 0.7, dtype, weight, parameters, stochastic=True)
+        assert merged.weight.shape == weight.shape
+        assert merged.weight.device.type == merged.rounding.key.device.type == "cuda"
 
 
 def share_of_update(layer: AdaptedLinear, x: Tensor) -> float:

@@ -58,7 +58,7 @@ class AdaptedProduct:
         if torch.compiler.is_compiling():
             # Not a decorator, which would import Dynamo, and Triton with it, for everybody.
             frozen_tensors = (weight,) if bias is None else (weight, bias)
-            y = torch._dynamo.nonstrict_trace(traced)(update, rows, frozen_tensors, *parameters)
+            y = torch._dynamo.nonstrict_trace(traced)(update, training, rows, frozen_tensors, *parameters)
         else:
             y = self._call(update, rows, weight, bias, stored, parameters, training)
         return y if flat else in_shape(y, *x.shape[:-1], structure.out_features)

@@ -131,6 +131,12 @@ def machine(device: int) -> Machine:
     return Machine(_why_no_cuda((properties.major, properties.minor)), triton.why_not(), shared_memory)
 
 
+@cache
+def merges(device: int) -> bool:
+    """Whether CUDA C++ merges on a device, in 16 bits by the CPU's random numbers, without waiting for any number."""
+    return not machine(device).cuda and _environment.read("SURM_KERNELS_BACKEND") not in ("reference", "triton")
+
+
 def _why_no_cuda(capability: tuple[int, int]) -> str:
     if reason := _extension.why_no_cuda():
         return reason
