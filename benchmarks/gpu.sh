@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Proves and measures the GPU kernels in one command, within eight minutes: builds in place, runs the parity tests with
-# every backend, compute-sanitizer on one small case a kernel, then measures; the last lines are a short table, and
-# gpu_results/gpu.json (or $OUT/gpu.json) has everything. Needs a GPU, nvcc and a Python whose torch sees the GPU
-# ($PYTHON, else python3, else .venv/bin/python); no network. Arguments go to `python -m benchmarks.gpu`.
+# Proves and measures the GPU kernels in one command, within eight minutes, what matters most first (docs/gpu.md has the
+# stages). The last lines are a short table; gpu_results/gpu.jsonl (or $OUT/gpu.jsonl) has everything, each line on the
+# disk as soon as it is known. Needs a GPU, a Python whose torch sees it ($PYTHON, else python3, else .venv/bin/python),
+# and the compiled library carried along or nvcc; no network. Arguments go to `python -m benchmarks.gpu`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

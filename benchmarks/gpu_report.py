@@ -1,4 +1,4 @@
-"""The tables of a GPU session: the short one that ends it, and those of docs/gpu.md, from the JSON that it wrote."""
+"""The tables of a GPU session: the short one that ends it, and those of docs/gpu.md, from the record that it wrote."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu_cases import COPY, MATMUL
+from benchmarks.gpu_record import Document
 from surm_kernels.command.bench.case import OURS, TORCH_FFT
+from surm_kernels.command.bench.families.adapted import FROZEN, PEFT_LORA
 from surm_kernels.command.bench.records import duration
 
 Row = dict[str, Any]
-Document = dict[str, Any]
+USES = ("circulant-forward", "circulant-pullback", "circulant-training")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -36,49 +38,42 @@ def share_of_matmul(row: Row, name: str = OURS) -> float | None:
 
 @dataclass(frozen=True)
 class Aim:
-    """What is wanted of a case in one type, at sizes up to `most_features`; `value` is to be at most or at least it."""
+    """What is wanted of a case in bfloat16, at sizes `from_features` to `to_features`; at most or at least `wanted`."""
 
     text: str
     case: str
-    dtype: str
     value: Callable[[Row], float | None]
     wanted: float
     at_most: bool = False
-    most_features: int | None = None
+    from_features: int = 0
+    to_features: int = 1 << 31
 
     def about(self, row: Row) -> bool:
-        small = self.most_features is None or row["in_features"] <= self.most_features
-        return (row["case"], row["dtype"]) == (self.case, self.dtype) and small
+        fits = self.from_features <= row["in_features"] <= self.to_features
+        return (row["case"], row["dtype"]) == (self.case, "bfloat16") and fits
 
     def reached(self, value: float) -> bool:
         return value <= self.wanted if self.at_most else value >= self.wanted
 
 
+def _over(above: str, below: str) -> Callable[[Row], float | None]:
+    return lambda row: ratio(row, above, below)
+
+
 AIMS = (
-    Aim(
-        "circulant forward, bfloat16, n ≤ 8192: time over a device copy",
-        "circulant-forward",
-        "bfloat16",
-        lambda row: ratio(row, OURS, COPY),
-        2.0,
-        at_most=True,
-        most_features=8192,
-    ),
-    Aim(
-        "circulant forward + backward, bfloat16: torch.fft's time over ours",
-        "circulant-training",
-        "bfloat16",
-        lambda row: ratio(row, TORCH_FFT, OURS),
-        5.0,
-    ),
-    Aim(
-        "SiVA's gradient of s, bfloat16: share of the matrix product's rate",
-        "siva-pullback",
-        "bfloat16",
-        share_of_matmul,
-        0.7,
-    ),
-)
+    Aim("circulant forward, n = 768 to 4096: time over a device copy", "circulant-forward", _over(OURS, COPY), 1.8,
+        at_most=True, from_features=768, to_features=4096),
+    Aim("circulant forward, n = 8192: time over a device copy", "circulant-forward", _over(OURS, COPY), 2.0,
+        at_most=True, from_features=8192, to_features=8192),
+    Aim("gradient of c, n = 768 to 8192: time over a copy that moves as much as g and x", "circulant-pullback",
+        _over(OURS, COPY), 1.7, at_most=True, from_features=768, to_features=8192),
+    Aim("adapted layer, training step: time over the frozen one", "adapted-step", _over(OURS, FROZEN), 1.1,
+        at_most=True, from_features=4096),
+    Aim("adapted layer, training step: PEFT LoRA's time over ours", "adapted-step", _over(PEFT_LORA, OURS), 1.0,
+        from_features=4096),
+    Aim("circulant forward + backward: torch.fft's time over ours", "circulant-training", _over(TORCH_FFT, OURS), 5.0),
+    Aim("SiVA's gradient of s: share of the matrix product's rate", "siva-pullback", share_of_matmul, 0.7),
+)  # fmt: skip
 
 
 def aim_lines(rows: Sequence[Row]) -> list[str]:
@@ -99,29 +94,59 @@ def aim_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def short_table(document: Document) -> str:
-    """The last lines of a session: the stages, the circulant product at every size, the aims."""
+    """The last lines of a session: the stages, what failed, the circulant product at every size, the aims."""
     lines = [facts_line(document), ""]
-    lines += [f"{stage['name']:<22}{stage['status']:<12}{stage['note']}" for stage in document.get("stages", [])]
-    rows = document["rows"]
-    wrong = [row for row in rows if row.get("refused") or row.get("error")]
-    lines += [f"NOT MEASURED {row_name(row)}: {row.get('error') or 'our result is wrong'}"[:150] for row in wrong]
-    lines += ["", f"{'circulant':<10}{'':<10}{'forward':^30}{'forward + backward':^30}"]
-    lines.append(f"{'n':<10}{'type':<10}" + 2 * f"{'time':>10}{'÷ copy':>10}{'fft ÷':>10}")
-    by_place = {(row["case"], row["in_features"], row["dtype"]): row for row in rows}
-    for n, dtype in dict.fromkeys(place[1:] for place in by_place if place[0].startswith("circulant-")):
-        pair = [by_place.get((f"circulant-{use}", n, dtype), {}) for use in ("forward", "training")]
-        if any(pair):
-            cells = [cell for row in pair for cell in (_time(row), *_ratios(row))]
-            lines.append(f"{n:<10}{dtype:<10}" + "".join(f"{cell:>10}" for cell in cells))
-    return "\n".join([*lines, "", *aim_lines(rows)])
+    lines += [f"{stage['name']:<22}{stage['status']:<12}{stage['note']}" for stage in document["stages"]]
+    lines += ["", *problems(document)]
+    titles = ("forward", "gradient of c", "forward + backward")
+    lines += ["", f"{'circulant':<20}" + "".join(f"{title:^30}" for title in titles)]
+    lines.append(f"{'n':<10}{'type':<10}" + 3 * f"{'time':>10}{'÷ copy':>10}{'fft ÷':>10}")
+    by_place = {(row["case"], row["in_features"], row["dtype"]): row for row in document["rows"]}
+    for n, dtype in dict.fromkeys(place[1:] for place in sorted(by_place) if place[0] in USES):
+        uses = [by_place.get((case, n, dtype), {}) for case in USES]
+        cells = [cell for row in uses for cell in (_time(row), *_ratios(row))]
+        lines.append(f"{n:<10}{dtype:<10}" + "".join(f"{cell:>10}" for cell in cells))
+    lines += ["", *(_step_line(row) for row in document["rows"] if row["case"] == "adapted-step")]
+    return "\n".join([*lines, "", *aim_lines(document["rows"])])
+
+
+def problems(document: Document) -> list[str]:
+    """What was wrong, inexact or left out, a line each; the calls of the first look are counted."""
+    checks, rows = document["checks"], document["rows"]
+    right = sum(not check.get("error") for check in checks)
+    lines = [f"first look: {right} of {len(checks)} calls right"]
+    lines += [f"WRONG {check['check']}: {check['error']}" for check in checks if check.get("error")]
+    for row in rows:
+        if row.get("error") or row.get("refused"):
+            lines.append(f"NOT MEASURED {row_name(row)}: {row.get('error') or 'our result is wrong'}")
+        elif (share := share_of_limit(row)) > 1:
+            lines.append(f"INEXACT {row_name(row)}: our error is {share:.2f} times its limit")
+    left_out = document.get("wanted_rows", len(rows)) - len(rows)
+    if left_out > 0:
+        lines.append(f"{left_out} of {document['wanted_rows']} rows were left out: no time")
+    return [line[:150] for line in lines]
+
+
+def share_of_limit(row: Row) -> float:
+    """Our error as a multiple of what is allowed; 0 where it is not known."""
+    ours = row.get("contenders", {}).get(OURS, {})
+    error, limit = ours.get("error"), ours.get("error_limit")
+    return error / limit if error and limit else 0.0
+
+
+def _step_line(row: Row) -> str:
+    """A training step of an adapted layer, every contender over the frozen layer."""
+    shares = {name: ratio(row, name, FROZEN) for name in row.get("contenders", {}) if name != COPY}
+    cells = (f"{name} {value:.2f}" for name, value in shares.items() if value is not None and name != FROZEN)
+    return f"{row_name(row)}, over frozen ({_time(row, FROZEN)}): {', '.join(cells)}"
 
 
 def _ratios(row: Row) -> tuple[str, str]:
     return _number(ratio(row, OURS, COPY)), _number(ratio(row, TORCH_FFT, OURS))
 
 
-def _time(row: Row) -> str:
-    seconds = median(row, OURS)
+def _time(row: Row, name: str = OURS) -> str:
+    seconds = median(row, name)
     return "" if seconds is None else duration(seconds)
 
 
@@ -151,13 +176,14 @@ def page(document: Document) -> str:
     lines = [facts_line(document), ""]
     lines += [f"- {name}: {value}" for name, value in document.get("device", {}).items()]
     lines += [f"- date: {document.get('date', '')}", f"- command: `{document.get('command', '')}`"]
-    lines += [f"- note: {note}" for note in document.get("notes", [])]
+    lines += [f"- note: {note}" for note in document["notes"]]
     lines += ["", "| stage | result | |", "|---|---|---|"]
-    lines += [f"| {one['name']} | {one['status']} | {one['note']} |" for one in document.get("stages", [])]
+    lines += [f"| {one['name']} | {one['status']} | {one['note']} |" for one in document["stages"]]
+    lines += ["", *(f"- {line}" for line in problems(document))]
     lines += ["", *(f"- {line}" for line in aim_lines(document["rows"])), ""]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in document["rows"]:
-        groups.setdefault((row["title"], row["dtype"]), []).append(row)
+        groups.setdefault((_title(row), row["dtype"]), []).append(row)
     return "\n".join([*lines, *(line for group in groups.values() for line in table(group))])
 
 
@@ -168,13 +194,19 @@ def table(rows: Sequence[Row]) -> Iterable[str]:
     headings = ["features × tokens", "time", "over a copy", *(f"{name} over ours" for name in rivals)]
     has_rate = MATMUL in names
     headings += (["share of matmul's rate"] if has_rate else []) + ["issued in"]
-    yield f"### {rows[0]['title'][0].upper()}{rows[0]['title'][1:]}, {rows[0]['dtype']}"
+    title = _title(rows[0])
+    yield f"### {title[0].upper()}{title[1:]}, {rows[0]['dtype']}"
     yield ""
     yield "| " + " | ".join(headings) + " |"
     yield "|---|" + "---:|" * (len(headings) - 1)
     for row in rows:
         yield "| " + " | ".join(_cells(row, rivals, has_rate)) + " |"
     yield ""
+
+
+def _title(row: Row) -> str:
+    """That of its case, or its name where it failed."""
+    return str(row.get("title") or row["case"])
 
 
 def _cells(row: Row, rivals: Sequence[str], has_rate: bool) -> list[str]:

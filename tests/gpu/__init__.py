@@ -17,6 +17,17 @@ def moved(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.to(DEVICE) for tensor in tensors]
 
 
+def device_serves() -> bool:
+    """Whether the device is usable still; an illegal access leaves it so for no other call of the process."""
+    if DEVICE.type == "cpu" or MISSING:
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 def tune_nothing() -> None:
     """Has Triton's kernels take the first configuration that fits, unmeasured: tests look at values, tuning is long."""
     from surm_kernels import triton as kernels
