@@ -1,8 +1,9 @@
-"""Launching a tuned kernel: on the tensor's device, with a key of shapes rounded to powers of two, one config where
-Triton interprets."""
+"""Launching a tuned kernel: on the tensor's device, with a key of shapes rounded to powers of two and of the kind of
+device, one config where Triton interprets."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,10 +14,54 @@ from torch import Tensor
 def tuned(configs: list[triton.Config], key: list[str], prune: Callable[..., list[triton.Config]] | None = None) -> Any:
     """triton.autotune, with the first config alone where there is nothing to measure: in the interpreter.
 
-    The first call for a key measures and so synchronises: make it before a CUDA graph is captured.
+    The first call for a key on a kind of device measures and so synchronises: make it before a CUDA graph is captured.
     """
     chosen = configs[:1] if triton.knobs.runtime.interpret else configs
-    return triton.autotune(chosen, key=key, prune_configs_by={"early_config_prune": prune} if prune else None)
+    early = {"early_config_prune": prune} if prune else None
+
+    def decorated(kernel: Any) -> Any:
+        tuner = triton.autotune(chosen, key=key, prune_configs_by=early, do_bench=_measure)(kernel)
+        tuner.cache = _ByKindOfDevice()
+        return tuner
+
+    return decorated
+
+
+class _ByKindOfDevice(dict[Any, Any]):
+    """What an autotuner found, by its own key and by the kind of device: the key has arguments and types alone."""
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__((_kind(), key))
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__((_kind(), key))
+
+    def __setitem__(self, key: Any, config: Any) -> None:
+        super().__setitem__((_kind(), key), config)
+
+
+def _kind() -> str:
+    """That of the current device, on which Triton launches."""
+    return "" if triton.knobs.runtime.interpret else _name(torch.cuda.current_device())
+
+
+@cache
+def _name(device: int) -> str:
+    return torch.cuda.get_device_name(device)
+
+
+def _measure(call: Callable[[], object], quantiles: Any) -> Any:
+    return measure(call, quantiles)  # which tests replace
+
+
+def measure(call: Callable[[], object], quantiles: Any) -> Any:
+    """Times a call; refuses while a CUDA graph is captured, which waiting for the device would spoil."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "surm_kernels: the first call of a Triton kernel for a class of sizes measures how to run it; make one "
+            "ordinary call before a CUDA graph is captured"
+        )
+    return triton.runtime.driver.active.get_benchmarker()(call, quantiles=quantiles)
 
 
 def shape_class(*sizes: int) -> int:

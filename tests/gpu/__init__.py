@@ -3,7 +3,6 @@
 With SURM_KERNELS_TEST_DEVICE=cpu those that can be are rehearsed on the CPU, so that they do not rot in between.
 """
 
-import functools
 import os
 
 import torch
@@ -33,6 +32,6 @@ def tune_nothing() -> None:
     from surm_kernels import triton as kernels
 
     if not kernels.why_not():
-        import triton
+        from surm_kernels.triton import _tuning
 
-        triton.autotune = functools.partial(triton.autotune, do_bench=lambda call, quantiles: (0.0, 0.0, 0.0))
+        _tuning.measure = lambda call, quantiles: (0.0, 0.0, 0.0)

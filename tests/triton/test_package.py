@@ -1,9 +1,13 @@
 """The package of Triton kernels without Triton or a GPU, and the harness that judges compiled kernels."""
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
 
 from tests.triton import harness
 from tests.triton.compile_all import MODULES
@@ -55,3 +59,50 @@ def test_a_product_of_16_bit_tiles_is_seen_in_what_triton_writes_down() -> None:
     line = "%1 = tt.dot %a, %b, %c, inputPrecision = tf32 : tensor<64x32x{0}> * tensor<32x64x{0}> -> tensor<64x64xf32>"
     for kind, narrow in (("bf16", True), ("f16", True), ("f32", False)):
         assert bool(harness.NARROW_PRODUCT.search(line.format(kind))) == narrow
+
+
+class Kernel:
+    """In the place of one of Triton's: notes the block that it is run with."""
+
+    arg_names = ("x", "size")
+
+    def __init__(self) -> None:
+        self.blocks: list[int] = []
+
+    @staticmethod
+    def fn() -> None: ...
+
+    def run(self, x: torch.Tensor, size: int, BLOCK: int, **options: object) -> None:
+        self.blocks.append(BLOCK)
+
+
+@pytest.fixture
+def tuning(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that tunes, as where Triton compiles."""
+    monkeypatch.setattr(pytest.importorskip("triton").knobs.runtime, "interpret", False)
+    return importlib.import_module("surm_kernels.triton._tuning")
+
+
+def test_a_kernel_is_measured_once_for_each_kind_of_device(tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, measured, best, kind = Kernel(), [], {"small": 16, "large": 32}, "small"
+
+    def measure(call: Callable[[], object], quantiles: object) -> list[int]:
+        call()
+        measured.append(kind)
+        return 3 * [abs(kernel.blocks.pop() - best[kind])]
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    monkeypatch.setattr(tuning, "_kind", lambda: kind)
+    configs = [tuning.triton.Config({"BLOCK": size}) for size in best.values()]
+    tuned = tuning.tuned(configs, ["size"])(kernel)
+    for turn in ("small", "large", "small", "large"):
+        kind = turn
+        tuned.run(torch.ones(3), 3)
+    assert kernel.blocks == [16, 32, 16, 32]
+    assert measured == ["small", "small", "large", "large"]
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="one ordinary call before a CUDA graph is captured"):
+        tuning.measure(lambda: pytest.fail("it ran"), None)
