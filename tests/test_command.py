@@ -389,6 +389,18 @@ class TestHarness:
         assert not measured.samples
         assert log == ["ours", "rival"]
 
+    def test_ours_may_be_allowed_to_deviate_by_more_than_its_limit_and_a_rival_may_not(self) -> None:
+        error = 2 * accuracy.FLOAT32_LIMIT
+        measured = measure.measure(self.workload("ours", "rival", log=[], error=error), FAST, allowed=3.0)
+        assert not measured.refused and not measured.deviations["ours"].ok
+        assert set(measured.samples) == {"ours", "rival"}
+        made = self.workload("rival", log=[], error=1e-2).contenders[0]
+        worse = dataclasses.replace(made, name="worse")
+        workload = self.workload("ours", log=[], error=error)
+        workload = dataclasses.replace(workload, contenders=(*workload.contenders, worse))
+        assert set(measure.measure(workload, FAST, allowed=3.0).samples) == {"ours"}
+        assert measure.measure(workload, FAST, allowed=1.5).refused
+
     @pytest.mark.parametrize("gradients", [True, False])
     def test_gradients_are_recorded_as_asked_and_the_mode_put_back(self, gradients: bool) -> None:
         seen: list[bool] = []

@@ -28,6 +28,8 @@ PLANNED = {
     "sum_partials": ((256, 4), (256, 4)),
     **dict.fromkeys(("lay_out_kernel", "add_kernel"), ((256, 4), (256, 4))),
     "sum_kernel": ((512, 2), (512, 2)),
+    "stochastic_sum_kernel": ((256, 4), (256, 4)),
+    "rounding_key_kernel": ((512, 1), (512, 1)),
 }
 # Of what is promised, sizes that are and are not powers of two.
 PROMISED = {"sm_80": (768, 1536, 3072, 4608, 8192), "sm_90": (8192, 11008, 13824, 14336, 16384)}

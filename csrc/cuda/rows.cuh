@@ -8,6 +8,7 @@
 
 #include <limits>
 
+#include "storage.cuh"
 #include "transform.cuh"
 
 namespace surm::cuda {
@@ -59,12 +60,12 @@ __device__ __forceinline__ void load_values(const void* data, StorageType type, 
     values[0] = load_value<Scalar>(data, type, at);
   } else if constexpr (kValues * sizeof(Scalar) == 16) {
     Packet<Scalar> packet;
-    packet.whole = *reinterpret_cast<const uint4*>(static_cast<const Scalar*>(data) + at);
+    packet.whole = load_packet_once(reinterpret_cast<const uint4*>(static_cast<const Scalar*>(data) + at));
     SURM_UNROLL
     for (int k = 0; k < kValues; ++k) values[k] = packet.parts[k];
   } else {
     Packet<uint16_t> packet;
-    packet.whole = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(data) + at);
+    packet.whole = load_packet_once(reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(data) + at));
     SURM_UNROLL
     for (int k = 0; k < kValues; ++k) {
       values[k] = type == StorageType::kBFloat16 ? bfloat16_to_float(packet.parts[k]) : half_to_float(packet.parts[k]);

@@ -46,6 +46,15 @@ __device__ inline Scalar product(Scalar a, Scalar b) {
 #endif
 }
 
+// 16 bytes that nobody reads again: past L1, which holds the tables of transforms.
+__device__ __forceinline__ uint4 load_packet_once(const uint4* from) {
+#if defined(__CUDA_ARCH__)
+  return __ldcg(from);
+#else
+  return *from;
+#endif
+}
+
 // 16 bytes in one store: the compiler takes a plain one apart where it saw its parts being made.
 __device__ __forceinline__ void store_packet(uint4* to, const uint4& packet) {
 #if defined(__CUDA_ARCH__)

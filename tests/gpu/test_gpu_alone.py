@@ -7,7 +7,8 @@ from torch.func import functional_call
 
 from surm_kernels.block_kinds import CIRCULANT
 from surm_kernels.nn import AdaptedLinear
-from surm_kernels.structures import Circulant, Structure
+from surm_kernels.ops import _cuda
+from surm_kernels.structures import Circulant, Siva, Structure
 from tests import adapted, oracle, updates
 from tests.gpu import DEVICE, MISSING, moved
 from tests.test_grid import SCALE
@@ -73,6 +74,29 @@ def test_a_first_call_may_be_in_a_captured_graph() -> None:
         y = torch.ops.surm_kernels.grid(x[None], c[None, None, None], None, CIRCULANT, size, 1.0, False)
     graph.replay()
     oracle.assert_close(y[0].cpu(), x.double().cpu() @ oracle.f_circulant(c.cpu(), 1).T)
+
+
+@pytest.mark.parametrize("structure", [Circulant(768, 768), Siva(96, 96, 40)], ids=["circulant", "siva"])
+def test_a_layer_in_training_has_the_weight_of_the_cpu_to_the_bit_and_waits_for_nothing_under_auto(
+    structure: Structure,
+) -> None:
+    if not _cuda.merges(torch.cuda.current_device()):
+        pytest.skip("CUDA C++ does not serve")
+    layer = adapted.make(structure, "merged", torch.bfloat16, bias=False)
+    rows = torch.eye(structure.in_features, dtype=torch.bfloat16)  # sums of zeros are exact
+    weight = layer(rows).detach()
+    layer = layer.to(DEVICE)
+    found = layer(rows.to(DEVICE)).detach().cpu()
+    if isinstance(structure, Siva):  # whose product is the platform's
+        assert oracle.error(found, weight.double()) < 2 * torch.finfo(torch.bfloat16).eps
+    else:
+        assert torch.equal(found, weight)
+    layer.strategy = "auto"
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(torch.ones(8192, structure.in_features, dtype=torch.bfloat16, device=DEVICE)).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @wide_or_half
