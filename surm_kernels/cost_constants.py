@@ -8,7 +8,6 @@ at first use (first_use.py) take the place of those in the nearest table of the 
 import datetime
 import json
 import math
-import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from surm_kernels import _cache, _extension, _processor
+from surm_kernels import _cache, _extension, _json, _processor
 from surm_kernels.structures import Structure
 
 SHIPPED = Path(__file__).with_suffix(".json")
@@ -232,6 +231,4 @@ def _words(place: Place) -> str:
 def write(tables: Table | Sequence[Table], file: Path) -> None:
     """Writes a table, or several as the package ships them; at any time the file is the old one or the new one."""
     document = tables.to_json() if isinstance(tables, Table) else [table.to_json() for table in tables]
-    text = json.dumps(document, indent=1, allow_nan=False)
-    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)  # a line a size
-    _cache.write(text + "\n", file)
+    _cache.write(_json.text(document), file)

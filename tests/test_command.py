@@ -38,7 +38,7 @@ from surm_kernels.command.bench.families import (
     toeplitz,
 )
 from surm_kernels.command.bench.workload import Steps, inputs, workload
-from surm_kernels.command.main import main
+from surm_kernels.command.main import COMMANDS, main
 from surm_kernels.ops import grid as ops
 from surm_kernels.structures import Siva
 from tests import oracle
@@ -107,9 +107,9 @@ class TestMain:
         assert main([]) == 2
         out, err = capsys.readouterr()
         assert out == err
-        assert all(f"\n    {command} " in out for command in ("info", "check", "bench", "tune", "demo"))
+        assert all(f"\n    {command} " in out for command in COMMANDS)
 
-    @pytest.mark.parametrize("command", ["info", "check", "bench", "tune", "demo"])
+    @pytest.mark.parametrize("command", COMMANDS)
     def test_every_command_has_help(self, command: str, capsys) -> None:
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
@@ -280,6 +280,15 @@ class TestCheck:
                 (line,) = (one for one in lines if one.startswith(f"{family.name:<20}{name:<15}"))
                 assert line.endswith("  ok")
         assert lines[-1].startswith("all 18 kernels ok")
+
+    def test_json_has_every_kernel_in_every_type(self, small_check, tmp_path: Path, capsys) -> None:
+        file = tmp_path / "c.json"
+        assert main(["check", "--json", str(file)]) == 0
+        document = json.loads(file.read_text())
+        assert document["device"] == machine.processor()
+        places = {(one["structure"], one["kernel"], one["dtype"]) for one in document["kernels"]}
+        assert len(places) == len(document["kernels"]) == 18 * 4
+        assert all(0 <= one["error"] <= one["limit"] and not one["failed"] for one in document["kernels"])
 
     def test_on_a_gpu_both_ways_are_checked(self, small_check, monkeypatch, capsys) -> None:
         ways = check._ways(torch.device("cuda"))

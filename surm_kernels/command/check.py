@@ -5,18 +5,22 @@ twice: with the kernels in CUDA C++ first where both serve, and with Triton's.
 """
 
 import argparse
+import datetime
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from surm_kernels import _extension, gpu_rule, triton
+from surm_kernels import _extension, _json, gpu_rule, triton
 from surm_kernels.command import accuracy, machine
 from surm_kernels.command.examination import DTYPES, MANY_TOKENS, MAPS, Finding, Findings, examine
 from surm_kernels.command.families import FAMILIES, LARGE, LARGE_SIZES, Family
 from surm_kernels.command.terminal import Progress
-from surm_kernels.command.usage import UsageError, select, threads_text
+from surm_kernels.command.usage import UsageError, check_writable, select, threads_text
 from surm_kernels.ops import _cuda
 
 
@@ -25,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(family.name for family in FAMILIES)
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"structures, or parts of their names, of: {names}")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device to check on (default: cpu)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every kernel's worst error and its limit")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     names = select("--only", arguments.only, (family.name for family in FAMILIES))
     families = [family for family in FAMILIES if family.name in names]
     device = _device(arguments.device)
+    check_writable("--json", arguments.json)
     start, failures, ways = time.perf_counter(), 0, _ways(device)
+    kernels: list[dict[str, Any]] = []
     _announce(families, device)
     with Progress(len(DTYPES) * sum(len(family.cases) for family in families) * len(ways), "checking") as progress:
         for title, way in ways.items():
@@ -42,16 +49,45 @@ def run(arguments: argparse.Namespace) -> int:
                 for family in families:
                     findings = examine(family, device, progress.advance)
                     failures += sum(not _report(progress, family, name, findings) for name in MAPS)
+                    kernels += _entries(family, title, findings)
     checked = len(families) * len(MAPS) * len(ways)
     verdict = f"{failures} of {checked} kernels FAILED" if failures else f"all {checked} kernels ok"
     print(f"\n{verdict}, {time.perf_counter() - start:.0f} s")
+    if arguments.json is not None:
+        arguments.json.write_text(_json.text(_document(device, kernels)))
+        print(f"wrote {arguments.json}")
     return 1 if failures else 0
+
+
+def _document(device: torch.device, kernels: list[dict[str, Any]]) -> dict[str, Any]:
+    """The findings for JSON."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor(),
+        "served by": _serving(device),
+        "versions": machine.versions(),
+        "kernels": kernels,
+    }
+
+
+def _entries(family: Family, way: str, findings: Findings) -> Iterator[dict[str, Any]]:
+    """The worst finding of every kernel of a family in every type."""
+    for (name, dtype), found in findings.items():
+        worst = max(found, key=lambda finding: finding.deviation.share)
+        error, limit = worst.deviation.error, worst.deviation.limit
+        yield {
+            "structure": family.name,
+            "kernel": f"{name}, {way}" if way else name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "error": error if math.isfinite(error) else None,
+            "limit": limit,
+            "failed": not worst.deviation.ok,
+        }
 
 
 def _announce(families: Sequence[Family], device: torch.device) -> None:
     """Prints what serves, what is checked and how, and the headings of the lines to come."""
-    kernels = machine.kernels() if device.type != "cuda" else _gpu_kernels()
-    print(f"{kernels}, {threads_text(torch.get_num_threads())}, device {device}")
+    print(f"{_serving(device)}, {threads_text(torch.get_num_threads())}, device {device}")
     print("Worst normwise error against the dense float64 matrix;")
     print("16-bit types: as a multiple of the error of rounding the exact answer.")
     shapes = sum(len(family.cases) for family in families)
@@ -74,8 +110,10 @@ def _ways(device: torch.device) -> dict[str, AbstractContextManager[None]]:
     }
 
 
-def _gpu_kernels() -> str:
-    """What computes the products on a GPU."""
+def _serving(device: torch.device) -> str:
+    """What computes the products on a device."""
+    if device.type != "cuda":
+        return machine.kernels()
     cuda, without = _extension.cuda_architectures, _extension.why_no_cuda()
     return ", ".join(
         (

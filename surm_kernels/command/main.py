@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "measure speed and memory against torch.fft, PEFT, LoRA and dense products",
     "tune": "measure on this machine by what an adapted layer chooses its strategy",
     "demo": "fine-tune a real sentence encoder four ways and compare the results",
+    "report": "show in pictures what bench, tune, check, demo, gpu.sh or examples wrote as JSON",
 }
 
 

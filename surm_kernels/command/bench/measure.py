@@ -116,7 +116,14 @@ def measure(workload: Workload, effort: Effort, clock: Clock = wall_clock, allow
         right = [one for one in workload.contenders if one.name == ours or one.name not in found or found[one.name].ok]
         with _no_collection():
             taken = samples([one.call for one in right], effort, clock)
-        return replace(refused, samples={one.name: times for one, times in zip(right, taken, strict=True)})
+        return replace(
+            refused, samples={one.name: list(map(digits, times)) for one, times in zip(right, taken, strict=True)}
+        )
+
+
+def digits(value: float) -> float:
+    """As many as are worth keeping in a file of what a clock says, and of ratios of it."""
+    return float(f"{value:.5g}")
 
 
 def deviations(workload: Workload) -> dict[str, Deviation]:

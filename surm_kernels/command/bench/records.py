@@ -10,7 +10,7 @@ import torch
 
 from surm_kernels.command.bench.case import OURS, Case, Claim, MemoryCase, Point
 from surm_kernels.command.bench.families.circulant import CLONE
-from surm_kernels.command.bench.measure import Measurement, Spread
+from surm_kernels.command.bench.measure import Measurement, Spread, digits
 from surm_kernels.command.usage import threads_text
 
 
@@ -30,14 +30,13 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         measurement = self.measurement
-        names = dict.fromkeys([*measurement.deviations, *measurement.samples])
         return {
             "case": self.case.name,
             **vars(self.point),
             "dtype": name_of(self.dtype),
             "threads": self.threads,
             "refused": measurement.refused,
-            "contenders": {name: _contender(measurement, name) for name in names},
+            "contenders": {name: _contender(measurement, name) for name in _names(measurement)},
         }
 
 
@@ -48,7 +47,9 @@ def _contender(measurement: Measurement, name: str) -> dict[str, Any]:
         "error": _number(deviation.error) if deviation else None,
         "error_limit": _number(deviation.limit) if deviation else None,
         "seconds": measurement.samples.get(name, []),
-        "ratio_to_ours": None if ratio is None or name == OURS else [ratio.low, ratio.median, ratio.high],
+        "ratio_to_ours": None
+        if ratio is None or name == OURS
+        else [digits(x) for x in (ratio.low, ratio.median, ratio.high)],
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from surm_kernels import _json
 from surm_kernels.command import machine
 from surm_kernels.command.bench import cases, memory, report
 from surm_kernels.command.bench.case import BOTH, OURS, Case, MemoryCase, Method, Point, Unavailable
@@ -178,7 +179,7 @@ def _publish(arguments: argparse.Namespace, sessions: Sequence[Session]) -> None
             print(f"\n{report.heading(session)}")
         _print(session)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(document(sessions[0]), indent=1, allow_nan=False) + "\n")
+        arguments.json.write_text(_json.text(document(sessions[0])))
     if arguments.markdown is not None:
         before = arguments.markdown.read_text() if arguments.markdown.exists() else ""
         arguments.markdown.write_text(report.page(sessions, before))

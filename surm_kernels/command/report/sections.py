@@ -1,0 +1,134 @@
+"""What a JSON file of the command line, benchmarks/gpu.sh or examples/ becomes in the report."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from surm_kernels.command.bench.document import session_of
+from surm_kernels.command.bench.records import Grid
+from surm_kernels.command.bench.report import grids
+from surm_kernels.command.report import checked, constants, measured, overview, trained
+from surm_kernels.command.report.charts import Chart
+from surm_kernels.command.usage import UsageError, threads_text
+from surm_kernels.cost_constants import UNREADABLE, Table
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One file: charts, and what they are of."""
+
+    title: str
+    facts: Mapping[str, str]
+    charts: Sequence[Chart]
+    tables: Sequence[Grid] = ()
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def read(files: Sequence[Path]) -> list[Section]:
+    """The sections of files, and one before them of what matters most; UsageError where a file is none of ours."""
+    found: list[tuple[str, Document, Section]] = []
+    for file in files:
+        try:
+            loaded = json.loads(file.read_text(encoding="utf-8"))
+            documents = loaded if isinstance(loaded, list) else [loaded]  # constants are lists of tables
+            found += [(kind := _kind(one), one, MAKERS[kind](one)) for one in documents]
+        except UNREADABLE as error:
+            raise UsageError(f"{file} holds nothing to report: {type(error).__name__}: {error}") from None
+    by_kind = {kind: document for kind, document, _ in reversed(found)}
+    chart = overview.chart(by_kind.get("bench"), by_kind.get("study"), by_kind.get("demo"))
+    first = [Section("What one gains", {}, [chart])] if chart else []
+    return _named_apart([*first, *(section for _, _, section in found)])
+
+
+def _kind(document: Document) -> str:
+    for kind, names in KINDS.items():
+        if names <= set(document):
+            return kind
+    raise ValueError(f"it has {', '.join(document) or 'nothing'}")
+
+
+def _named_apart(sections: Sequence[Section]) -> list[Section]:
+    """The sections with a number behind the names of charts that another section has."""
+    seen: Counter[str] = Counter()
+
+    def named(chart: Chart) -> Chart:
+        seen[chart.name] += 1
+        return chart if seen[chart.name] == 1 else replace(chart, name=f"{chart.name}-{seen[chart.name]}")
+
+    return [replace(section, charts=list(map(named, section.charts))) for section in sections]
+
+
+def bench_section(document: Document) -> Section:
+    facts = {**document["facts"], "date": document["date"], "command": document["command"]}
+    title = f"Speed and memory: {document['machine']['processor']}"
+    tables = grids(session_of(document))
+    return Section(title, facts, measured.charts(document, "bench"), tables, document["notes"])
+
+
+def gpu_section(document: Document) -> Section:
+    dry = "a dry run on the CPU, times mean nothing: " if document["dry_run"] else ""
+    facts = {**document["device"], **document["versions"], "date": document["date"], "command": document["command"]}
+    charts = measured.charts(document, "gpu")
+    return Section(f"GPU: {dry}{document['device']['name']}", _texts(facts), charts, notes=document["notes"])
+
+
+def demo_section(document: Document) -> Section:
+    facts = _machine(document) | {"time": f"{document['seconds']:.0f} s", "command": "surm-kernels demo"}
+    return Section(f"Demo: {document['job']}", facts, list(trained.demo_charts(document)))
+
+
+def study_section(document: Document) -> Section:
+    facts = _machine(document) | _texts(document["setting"])
+    return Section(f"Study: {document['example']}", facts, list(trained.study_charts(document)))
+
+
+def check_section(document: Document) -> Section:
+    facts = {name: document[name] for name in ("device", "served by", "date")} | _texts(document["versions"])
+    failed = [
+        f"{one['structure']}, {one['kernel']}, {one['dtype']} failed" for one in document["kernels"] if one["failed"]
+    ]
+    return Section(f"Parity on {document['device']}", facts, list(checked.charts(document)), notes=failed)
+
+
+def tune_section(document: Document) -> Section:
+    table = Table.from_json(document)
+    place = table.place
+    facts = {"kernels": place.instruction_set, "matrix products": place.products, "date": table.date}
+    title = f"Constants of adapted layers: {place.processor}, {threads_text(place.threads)}"
+    return Section(title, facts, list(constants.charts(table)))
+
+
+#: What a document of a kind has, and what makes a section of it.
+KINDS = {
+    "bench": {"measurements", "memory"},
+    "gpu": {"rows", "device"},
+    "demo": {"runs", "job"},
+    "study": {"runs", "summary"},
+    "check": {"kernels", "device"},
+    "tune": {"families", "columns"},
+}
+MAKERS: dict[str, Callable[[Document], Section]] = {
+    "bench": bench_section,
+    "gpu": gpu_section,
+    "demo": demo_section,
+    "study": study_section,
+    "check": check_section,
+    "tune": tune_section,
+}
+
+
+def _machine(document: Document) -> dict[str, str]:
+    machine, versions = document["machine"], document["versions"]
+    return {
+        "processor": f"{machine['processor']}, {machine['cores']} cores",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in facts.items()}

@@ -1,0 +1,191 @@
+"""`surm-kernels report`: a page that needs nothing else, pictures in both schemes, and no text over another."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from build_support.ninja import ROOT
+from surm_kernels import cost_constants
+from surm_kernels.command.bench import report
+from surm_kernels.command.bench.document import session_of
+from surm_kernels.command.main import main
+from surm_kernels.command.report import charts, sections
+
+DATA = sorted((ROOT / "docs" / "data").glob("*.json"))
+TOUCHING = 0.5  # pixels by which boxes of text may meet
+
+
+def of_study(example: str, perplexity: float | None = None) -> dict:
+    """A study of three methods at two numbers of examples."""
+    score = {"mean": None, "deviation": None, "perplexity": perplexity}
+    titles = ("linear probe", "SURM circulant", "LoRA r = 8")
+    summary = [
+        {
+            "title": title,
+            "examples": examples,
+            "adapter_parameters": numbers,
+            **(score if perplexity else {"mean": 0.7 + 0.01 * numbers**0.1, "deviation": 0.02, "perplexity": None}),
+        }
+        for examples in (100, 1000)
+        for title, numbers in zip(titles, (0, 9216, 73728), strict=True)
+    ]
+    machine = {"processor": "Abacus 3000", "cores": 2}
+    setting = {"epochs": 1}
+    return {
+        "example": example, "setting": setting, "machine": machine, "versions": {}, "summary": summary, "runs": []
+    }  # fmt: skip
+
+
+def of_gpu() -> dict:
+    """A session of a GPU with one case at four sizes, and a result that was refused."""
+    names = {"surm_kernels": 2.0, "torch.fft": 9.0, "device copy": 1.0, "torch.matmul": 30.0}
+
+    def row(n: int, **changes) -> dict:
+        contenders = {name: {"seconds": [n * times * 1e-7, n * times * 1.1e-7]} for name, times in names.items()}
+        sizes = {"in_features": n, "out_features": n, "tokens": 2**20 // n}
+        return {
+            "case": "circulant-forward", "title": "circulant, forward", **sizes, "dtype": "bfloat16",
+            "refused": False, "contenders": contenders, **changes,
+        }  # fmt: skip
+
+    rows = [*map(row, (256, 1024, 4096, 16384)), row(8192, error="no room", contenders={})]
+    device = {"name": "Abacus X"}
+    return {
+        "dry_run": True, "date": "2026-11-30", "command": "gpu.sh", "device": device, "versions": {"torch": "2.13"},
+        "rows": rows, "notes": ["one"],
+    }  # fmt: skip
+
+
+def of_check() -> dict:
+    kernel = {"structure": "circulant", "kernel": "product", "dtype": "float32", "limit": 2e-6}
+    kernels = [{**kernel, "error": 3e-7, "failed": False}, {**kernel, "error": None, "failed": True}]
+    return {"date": "2026-11-30", "device": "Abacus", "served by": "us", "versions": {}, "kernels": kernels}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    """A file of every kind: those that are published, the package's constants, and small ones."""
+    folder = tmp_path_factory.mktemp("report")
+    documents = (of_study("reviews"), of_study("language", 31.5), of_gpu(), of_check())
+    made = [folder / f"{index}.json" for index in range(len(documents))]
+    for file, document in zip(made, documents, strict=True):
+        file.write_text(json.dumps(document))
+    return [*DATA, cost_constants.SHIPPED, *made]
+
+
+@pytest.fixture(scope="module")
+def found(files) -> list[sections.Section]:
+    return sections.read(files)
+
+
+class Page(HTMLParser):
+    """What a page refers to, and its elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.images: list[dict] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append(tag)
+        self.references += [value for name, value in attributes if name in ("src", "href")]
+        self.images += [dict(attributes)] if tag == "img" else []
+
+
+def test_the_page_needs_no_other_file_and_no_script(files, tmp_path: Path, capsys) -> None:
+    small = [file for file in files if file.stat().st_size < 10_000]
+    assert main(["report", *map(str, small), "--output", str(tmp_path / "report")]) == 0
+    assert "index.html" in capsys.readouterr().out
+    text = (tmp_path / "report" / "index.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert all(reference.startswith(("#", "data:image/svg+xml;base64,")) for reference in page.references)
+    drawn = sum(len(section.charts) for section in sections.read(small))
+    assert len(page.images) == drawn > 5
+    assert all(image["alt"] for image in page.images)
+    for suffix, start in ((".svg", b"<svg"), (".png", b"\x89PNG")):
+        pictures = list((tmp_path / "report").glob(f"*{suffix}"))
+        assert len(pictures) == drawn
+        assert all(picture.read_bytes().startswith(start) for picture in pictures)
+    assert "circulant, product, float32 failed" in text
+
+
+def test_every_kind_of_file_becomes_charts_of_its_own_names(found) -> None:
+    assert {section.title.partition(":")[0] for section in found} >= {
+        "What one gains", "Speed and memory", "Demo", "Study", "GPU", "Parity on Abacus", "Constants of adapted layers"
+    }  # fmt: skip
+    names = [chart.name for section in found for chart in section.charts]
+    assert len(set(names)) == len(names)
+    kinds = ("gain", "bench-scaling", "bench-tokens", "bench-roofline", "bench-ratios", "bench-memory", "gpu-roofline",
+             "demo-accuracy", "study-reviews-1000", "study-language-examples", "tune", "check")  # fmt: skip
+    assert all(any(name.startswith(kind) for name in names) for kind in kinds)
+
+
+def test_a_picture_follows_the_readers_scheme(found) -> None:
+    svg = charts.svg(found[0].charts[0])
+    style, body = svg.split("</style>", 1)
+    assert "prefers-color-scheme:dark" in style
+    assert all(f"--{name}:{shade}" in style for name, pair in charts.COLOURS.items() for shade in pair)
+    assert not re.findall(r"(?<!, )#[0-9a-f]{6}", body)
+    assert "<text" not in body
+
+
+def texts(chart: charts.Chart) -> tuple[list[tuple[str, Bbox]], Bbox]:
+    """Where a chart's texts are, and the whole of it, in pixels."""
+    with matplotlib.rc_context(charts.STYLE):
+        figure = charts.figure(chart)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        hidden = undrawn_labels(figure)
+        visible = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text().strip()]
+        drawn = [one for one in visible if one not in hidden]
+        return [(one.get_text(), one.get_window_extent(canvas.get_renderer())) for one in drawn], figure.bbox
+
+
+def undrawn_labels(figure: Figure) -> list[Text]:
+    """The labels of ticks beyond the range of their axis."""
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    ticks = [(tick, *sorted(axis.get_view_interval())) for axis in axes for tick in axis.get_major_ticks()]
+    return [
+        label for tick, low, high in ticks if not low <= tick.get_loc() <= high for label in (tick.label1, tick.label2)
+    ]
+
+
+def test_no_text_lies_over_another_or_beyond_the_picture(found) -> None:
+    for chart in (chart for section in found for chart in section.charts):
+        placed, whole = texts(chart)
+        assert placed
+        for text, box in placed:
+            inside = box.x0 >= whole.x0 and box.x1 <= whole.x1 and box.y0 >= whole.y0 and box.y1 <= whole.y1
+            assert inside, f"{chart.name}: {text!r} leaves the picture"
+        for (one, box), (other, other_box) in combinations(placed, 2):
+            width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
+            height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
+            assert min(width, height) <= TOUCHING, f"{chart.name}: {one!r} lies over {other!r}"
+
+
+@pytest.mark.parametrize("text", ["", "3", "{}", '{"runs": [], "job": "none"}', '[{"families": 3, "columns": 4}]'])
+def test_what_is_no_file_of_ours_is_refused(text: str, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "b.json"
+    file.write_text(text)
+    assert main(["report", str(file), "--output", str(tmp_path / "out")]) == 2
+    assert f"surm-kernels report: {file} holds nothing to report" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_published_benchmarks_are_those_of_the_data() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    sessions = [session_of(json.loads(file.read_text())) for file in DATA if file.name.startswith("bench-")]
+    assert sessions
+    assert report.page(sessions, page) == page
