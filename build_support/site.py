@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-REPORT = ROOT / "build" / "report"
+REPORT = ROOT / "build" / "report" / "index.html"
 #: Files of the repository, and the pages that they become.
 PAGES = {
     "README.md": "index.md",
@@ -21,12 +21,20 @@ PAGES = {
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The report among the proofs."""
+    if REPORT.is_file():
+        (proofs,) = (one["Proof"] for one in config.nav or [] if isinstance(one, dict) and "Proof" in one)
+        proofs.append({"The report": "report/index.html"})
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages and the report."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
-    for file in sorted(REPORT.glob("*")):
-        files.append(File.generated(config, f"report/{file.name}", abs_src_path=str(file)))
+    if REPORT.is_file():
+        files.append(File.generated(config, "report/index.html", abs_src_path=str(REPORT)))
     return files
 
 

@@ -45,6 +45,12 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert not anchor or anchor in slugs(file.read_text()), f"{link}: no heading of {file.name} is called so"
 
 
+def test_every_page_is_in_the_site() -> None:
+    named = set(re.findall(r"- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    docs = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert named == docs | {"index.md", "contributing.md", "changelog.md", "measuring.md"}
+
+
 def targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z0-9-]*(?: [a-z0-9-]+)*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
