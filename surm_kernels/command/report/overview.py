@@ -1,7 +1,6 @@
 """The picture that comes first: what a step of an adapted layer costs, how fast the products are, what they learn."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -25,20 +24,19 @@ PRODUCTS = (
 DTYPE = "float32"
 
 
-def chart(bench: Document | None, study: Document | None, demo: Document | None) -> Chart | None:
-    """Three panels, or the first two where nothing was trained; None where bench did not measure what they show."""
+def chart(bench: Document | None, demo: Document | None) -> Chart | None:
+    """Three panels, or the first two without a run of the demo; None where bench did not measure what they show."""
     everything = map(Measured.of, bench["measurements"]) if bench else ()
     found = [one for one in everything if one.dtype == DTYPE and OURS in one.samples]
     steps = [one for one in found if one.case == STEP and one.point.in_features == WIDTH]
     rows = [row for case in PRODUCTS if (row := _row([one for one in found if one.case == case]))]
     if not steps or not rows:
         return None
-    draw_learned = _learned(study, demo)
     captions = [
         f"Left: a training step of a frozen {WIDTH} → {WIDTH} layer with SURM's circulant update and with PEFT's LoRA, "
         "as a multiple of the frozen layer's.",
         "Middle: products, times faster than what one has today, a dot for every size.",
-        "Right: test accuracy against trained numbers." if draw_learned else "",
+        "Right: test accuracy of the demo against trained numbers." if demo else "",
     ]
 
     def draw(*panels: Axes) -> None:
@@ -46,10 +44,10 @@ def chart(bench: Document | None, study: Document | None, demo: Document | None)
         plots.line_at_one(panels[1], vertical=True)
         plots.rows_of_dots(panels[1], rows, "×")
         charts.subtitle(panels[1], "products: times faster than")
-        if draw_learned:
-            draw_learned(panels[2])
+        if demo:
+            trained.draw_accuracy(panels[2], trained.demo_outcomes(demo), trained.DEMO_SCORE)
 
-    number = 3 if draw_learned else 2
+    number = 3 if demo else 2
     return Chart("gain", "What one gains", " ".join(captions).strip(), draw, 3.6, True, number, 3.3 * number)
 
 
@@ -70,10 +68,3 @@ def _draw_step(steps: Group, axes: Axes) -> None:
     ]  # fmt: skip
     measured.draw_tokens(shown, axes)
     charts.subtitle(axes, "a training step over the frozen layer's")
-
-
-def _learned(study: Document | None, demo: Document | None) -> Any:
-    """What fills the last panel."""
-    if demo:
-        return partial(trained.draw_accuracy, outcomes=trained.demo_outcomes(demo), score=trained.DEMO_SCORE)
-    return None

@@ -1,5 +1,6 @@
 """What charts are made of: lines over a logarithmic axis with a spread at each place, and rows of dots with a name."""
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,12 @@ LOOKS = {
     "device copy": ("gold", "X"),
     "circulant of ours": ("teal", "P"),
 }
+#: The colour of a family of methods, by a word of a method's title; its members differ by their markers.
+FAMILIES = {
+    "HyDRA": "teal", "SiVA": "purple", "LoRA": "green", "C3A": "rose", "LoKr": "gold", "FourierFT": "orange",
+    "VeRA": "grey", "SURM": "blue", "circulant": "blue", "probe": "ink", "CirculantDiagonal": "ink",
+}  # fmt: skip
+MARKERS = "oDsPX^v<>ph*d8"
 OTHER_LOOKS = (("rose", "p"), ("gold", "h"), ("teal", "<"), ("purple", ">"), ("grey", "d"), ("orange", "*"))
 LEAST_GAP = 0.11  # of an axis, between labels of its ticks
 
@@ -40,9 +47,14 @@ Lines = Mapping[str, Sequence[Place]]
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each name, its own where it has one."""
-    others = iter(OTHER_LOOKS * 9)
-    return {name: LOOKS[name] if name in LOOKS else next(others) for name in names}
+    """Colour and marker of each name, its own or its family's where it has one."""
+    others = itertools.cycle(OTHER_LOOKS)
+
+    def look(name: str, marker: str) -> tuple[str, str]:
+        family = next((hue for word, hue in FAMILIES.items() if word in name), None)
+        return LOOKS.get(name) or ((family, marker) if family else next(others))
+
+    return {name: look(name, marker) for name, marker in zip(names, itertools.cycle(MARKERS), strict=False)}
 
 
 def lines(axes: Axes, series: Lines) -> None:
@@ -91,6 +103,15 @@ def _apart(sizes: Sequence[float]) -> list[float]:
         if math.log(kept[-1] / size) / span >= LEAST_GAP:
             kept.append(size)
     return kept[::-1]
+
+
+def logarithmic_counts(axes: Axes) -> None:
+    """A logarithmic x axis of large numbers, with room beside the outermost."""
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(_few(*axes.get_xlim(), decades=1.3))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def logarithmic_seconds(axes: Axes) -> None:

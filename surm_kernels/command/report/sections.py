@@ -40,7 +40,7 @@ def read(files: Sequence[Path]) -> list[Section]:
         except UNREADABLE as error:
             raise UsageError(f"{file} holds nothing to report: {type(error).__name__}: {error}") from None
     by_kind = {kind: document for kind, document, _ in reversed(found)}
-    chart = overview.chart(by_kind.get("bench"), by_kind.get("study"), by_kind.get("demo"))
+    chart = overview.chart(by_kind.get("bench"), by_kind.get("demo"))
     first = [Section("What one gains", {}, [chart])] if chart else []
     return _named_apart([*first, *(section for _, _, section in found)])
 
@@ -83,8 +83,9 @@ def demo_section(document: Document) -> Section:
 
 
 def study_section(document: Document) -> Section:
-    facts = _machine(document) | _texts(document["setting"])
-    return Section(f"Study: {document['example']}", facts, list(trained.study_charts(document)))
+    setting = dict(document["setting"])
+    title = setting.pop("title", document["example"])
+    return Section(f"Study: {title}", _machine(document) | _texts(setting), list(trained.study_charts(document)))
 
 
 def check_section(document: Document) -> Section:

@@ -6,20 +6,13 @@ from itertools import groupby
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from surm_kernels.command.bench.measure import Spread
 from surm_kernels.command.demo.models import METHOD_TITLES
 from surm_kernels.command.report import plots
 from surm_kernels.command.report.charts import Chart, colour, subtitle
 from surm_kernels.command.report.plots import Place, Row
-
-#: A family's colour, by a word of a method's title; its members differ by their markers.
-FAMILIES = {
-    "HyDRA": "teal", "SiVA": "purple", "LoRA": "green", "C3A": "rose", "LoKr": "gold", "FourierFT": "orange",
-    "VeRA": "grey", "SURM": "blue", "circulant": "blue",
-}  # fmt: skip
-MARKERS = "oDsPX^v<>ph*d8"
 
 
 @dataclass(frozen=True)
@@ -131,8 +124,10 @@ def accuracy_chart(name: str, title: str, outcomes: Sequence[Outcome], score: Sc
 
 def draw_accuracy(axes: Axes, outcomes: Sequence[Outcome], score: Score) -> None:
     """A dot for each method with its spread; what trains nothing but the head is a line across."""
-    for one, marker in zip(outcomes, MARKERS * len(outcomes), strict=False):
-        hue = colour(next((hue for word, hue in FAMILIES.items() if word in one.method), "ink"))
+    looks = plots.looks(one.method for one in outcomes)
+    for one in outcomes:
+        name, marker = looks[one.method]
+        hue = colour(name)
         if one.parameters == 0:
             axes.axhline(one.score.median, color=hue, linewidth=1.0, linestyle=(0, (5, 2)), label=one.method)
             continue
@@ -141,11 +136,7 @@ def draw_accuracy(axes: Axes, outcomes: Sequence[Outcome], score: Score) -> None
             [one.parameters], [one.score.median], yerr=spread, color=hue, marker=marker, markersize=5.5,
             linestyle="none", elinewidth=1.0, label=one.method,
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.margins(x=0.12)
+    plots.logarithmic_counts(axes)
     _score_axis(axes, score)
     axes.set_xlabel("trained numbers")
 
