@@ -1,8 +1,9 @@
 """Parameters from and to the conventions of other libraries: SciPy, PEFT, structured-nets, SURM, displacement theory.
 
-All are rearrangements of their arguments and differentiable. A circulant matrix needs no converter: `c` is what
-scipy.linalg.circulant takes. Checkpoints of models are converted as well: `load_plain_state_dict` loads that of the
-plain model into one with adapted layers, `plain_state_dict` gives it back.
+All are rearrangements of their arguments and differentiable; they raise a TypeError for what is no floating tensor and
+a ValueError for a shape that does not fit. A circulant matrix needs no converter: `c` is what scipy.linalg.circulant
+takes. Checkpoints of models are converted as well: `load_plain_state_dict` loads that of the plain model into one with
+adapted layers, `plain_state_dict` gives it back.
 """
 
 import torch

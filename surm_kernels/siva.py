@@ -2,7 +2,8 @@
 
 SiVA adapts a weight of m x n by `U diag(s) V^T` over k pairs of its own singular vectors, by default those of the
 smallest singular values. U and V are frozen, and s alone is trained and stored, so whoever loads s must find the same
-U and V again: the fingerprint tells.
+U and V again: the fingerprint tells. A weight that is no floating tensor raises a TypeError; one that is no matrix, and
+a count or a share that cannot be, a ValueError.
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ from torch import nn
 from benchmarks import documentation
 from build_support.ninja import ROOT
 from surm_kernels.command.main import COMMANDS
+from tests import updates
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -237,8 +238,6 @@ def test_a_product_says_shapes_formula_and_what_it_equals(name: str) -> None:
     assert re.search(r"    x: tokens, \(\.\.\., ", arguments)
     assert "`base + scale * x @ W.T`, (..., " in text
     assert re.search(r"Equivalent to\s+`", text)
-    module = inspect.getdoc(importlib.import_module("surm_kernels.functional"))
-    assert "TypeError" in module and "ValueError" in module
 
 
 @pytest.mark.parametrize("name", [name for name in EVERYTHING if name.startswith("dense.")])
@@ -247,3 +246,18 @@ def test_a_matrix_says_shapes_and_what_it_equals(name: str) -> None:
     for parameter in inspect.signature(EVERYTHING[name]).parameters:
         assert re.search(rf"\b{parameter}\b", text), f"{name}: {parameter} is not described"
     assert re.search(r"Equivalent to\s+`", text) and "(" in text
+
+
+@pytest.mark.parametrize("name", [name for name in EVERYTHING if name.startswith("structures.")])
+def test_a_structure_names_its_parameters(name: str) -> None:
+    kind = EVERYTHING[name]
+    for structure in updates.STRUCTURES.values():
+        if type(structure) is kind:
+            for parameter in structure.parameter_shapes():
+                assert re.search(rf"\b{parameter}\b", kind.__doc__), f"{name}: {parameter} is not described"
+
+
+@pytest.mark.parametrize("name", ["functional", "dense", "nn", "structures", "convert", "siva"])
+def test_a_module_says_what_it_raises(name: str) -> None:
+    text = inspect.getdoc(importlib.import_module(f"surm_kernels.{name}"))
+    assert "TypeError" in text and "ValueError" in text

@@ -1,4 +1,10 @@
-"""Layers that take the place of torch.nn.Linear."""
+"""Layers that take the place of torch.nn.Linear: `x @ W.T + bias`, (..., in_features) to (..., out_features).
+
+Their constructors take (in_features, out_features, bias=True, device=None, dtype=None) and their structure's options by
+keyword, and raise as the structure does: a TypeError for a size that is no int, a ValueError for one that does not fit.
+Calls raise the same for an x of another type or shape. `to_linear()` gives the ordinary layer, `from_linear(linear)`
+the nearest one, or a NotImplementedError where no projection is known.
+"""
 
 from surm_kernels.nn.adapted_linear import AdaptedLinear
 from surm_kernels.nn.circulant import BlockCirculantLinear, CirculantLinear, SkewCirculantLinear

@@ -1,4 +1,9 @@
-"""One small class a structure: parameter shapes, initialisation, counts, product, dense matrix, nearest projection."""
+"""One small class a structure: parameter shapes, initialisation, counts, product, dense matrix, nearest projection.
+
+W is out_features x in_features, and every constructor takes (in_features, out_features) before its own options. They
+raise a TypeError for a size that is no int and a ValueError for one that is not positive or does not divide as it
+should; `nearest` raises a NotImplementedError where no projection is known. docs/structures.md has a table of all.
+"""
 
 from surm_kernels.structures.base import Structure
 from surm_kernels.structures.block_circulant import BlockCirculant

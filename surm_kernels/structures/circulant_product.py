@@ -14,7 +14,7 @@ from surm_kernels.structures.primitive import PrimitiveStructure, Pullback
 
 
 class CirculantProduct(PrimitiveStructure):
-    """C(r1) * C(r2) = C(r1 * r2), elementwise, whole or in blocks.
+    """C(r1) * C(r2) = C(r1 * r2), elementwise, whole or in blocks (SURM, arXiv 2406.17740); shapes as in Circulant.
 
     Initialisations, both with W = 0: "paper" is r1 = 0 and r2 ~ N(0, 0.02^2), "repo" r2 ~ N(0, 1) as in the
     authors' code.

@@ -6,7 +6,10 @@ from surm_kernels.structures.diagonal import DiagonalStructure
 
 
 class Hankel(DiagonalStructure):
-    """The Hankel matrix with antidiagonals h, from the top left to the bottom right, or a grid of such blocks."""
+    """The Hankel matrix with antidiagonals h, from the top left to the bottom right, `W[i, j] = h[i + j]`.
+
+    Shapes of h, and blocks, as of t in Toeplitz.
+    """
 
     kind = HANKEL
     parameter = "h"

@@ -14,7 +14,7 @@ from surm_kernels.structures.primitive import PrimitiveStructure
 
 
 class LowRank(PrimitiveStructure):
-    """The product of B (out_features, rank) and A (rank, in_features).
+    """W = B A, the product of B (out_features, rank) and A (rank, in_features).
 
     Initialisations: "layer" has the output variance of torch.nn.Linear, "paper" is LoRA's, with W = 0 by B = 0 and A
     as torch.nn.Linear draws its weight.

@@ -6,7 +6,10 @@ from surm_kernels.structures.f_circulant import FCirculant
 
 
 class SkewCirculant(FCirculant):
-    """The skew-circulant matrix with first column s, or a grid of such blocks."""
+    """The skew-circulant matrix with first column s, `W[i, j] = s[i - j]`, `-s[n + i - j]` if i < j, or a grid of such.
+
+    Shapes of s as of c in Circulant.
+    """
 
     kind = SKEW_CIRCULANT
     parameter = "s"

@@ -12,9 +12,9 @@ from surm_kernels.structures.primitive import PrimitiveStructure, Pullback
 
 
 class SymmetricToeplitz(TiedEntries, PrimitiveStructure):
-    """The symmetric Toeplitz matrix with first column t, (n,) with n = max(in_features, out_features), or its top left.
+    """The symmetric Toeplitz matrix `W[i, j] = t[|i - j|]`, t (n,) with n = max(in_features, out_features).
 
-    That part is a rectangular Toeplitz matrix itself, so nothing is padded.
+    A rectangular W is the top left part of it. That part is a rectangular Toeplitz matrix itself, so nothing is padded.
     """
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

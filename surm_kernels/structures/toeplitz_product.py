@@ -13,7 +13,7 @@ from surm_kernels.structures.symmetric_toeplitz import SymmetricToeplitz
 
 
 class ToeplitzProduct(ComposedStructure):
-    """T(t2) T(t1), both symmetric of size n = max(in_features, out_features), or the top left part of the product.
+    """T(t2) T(t1) with t1 and t2 (n,), both symmetric of size n = max(in_features, out_features), or its top left part.
 
     Initialisations: "layer" has the output variance of torch.nn.Linear, "paper" has W = 0 by t1 = 0 and
     t2 ~ N(0, 0.02^2).
