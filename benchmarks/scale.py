@@ -199,8 +199,8 @@ def tables() -> dict[str, str]:
 
 def markdown(headings: Sequence[str], rows: Iterator[list[str]]) -> str:
     """A table whose first column is on the left."""
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    head, *body = (f"| {' | '.join(line)} |" for line in (headings, *rows))
+    return "\n".join([head, "|---|" + "---:|" * (len(headings) - 1), *body])
 
 
 if __name__ == "__main__":
