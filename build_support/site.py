@@ -18,6 +18,8 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "measuring.md",
 }
+#: Pictures outside of docs/ that its pages show.
+PICTURES = tuple(sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("examples/results/*.png")))
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -33,6 +35,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages and the report."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for picture in PICTURES:
+        files.append(File.generated(config, picture, abs_src_path=str(ROOT / picture)))
     if REPORT.is_file():
         files.append(File.generated(config, "report/index.html", abs_src_path=str(REPORT)))
     return files
@@ -51,7 +55,7 @@ def moved(found: re.Match[str], source: str, place: str) -> str:
     if "://" in target or target.startswith("mailto:"):
         return found[0]
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-    within = PAGES.get(path, path.removeprefix("docs/") if path.startswith("docs/") else None)
-    if within is None:
+    if not (path in PAGES or path in PICTURES or path.startswith("docs/")):
         return text
+    within = PAGES.get(path, path.removeprefix("docs/"))
     return f"{mark}[{text}]({posixpath.relpath(within, posixpath.dirname(place) or '.')}{anchor or ''})"
