@@ -1,6 +1,7 @@
 """The picture that comes first: what a step of an adapted layer costs, how fast the products are, what they learn."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from surm_kernels.command.report.plots import Row
 
 Document = Mapping[str, Any]
 STEP, WIDTH = "adapted-surm", 768  # the case and the features of the first panel
+LORA = "PEFT LoRA r=8"
 RIVALS = ("torch.fft", "PEFT C3A", "dense")
 PRODUCTS = (
     "circulant-forward",
@@ -28,6 +30,7 @@ def chart(bench: Document | None, demo: Document | None) -> Chart | None:
     """Three panels, or the first two without a run of the demo; None where bench did not measure what they show."""
     everything = map(Measured.of, bench["measurements"]) if bench else ()
     found = [one for one in everything if one.dtype == DTYPE and OURS in one.samples]
+    found = [one for one in found if one.threads == found[0].threads]
     steps = [one for one in found if one.case == STEP and one.point.in_features == WIDTH]
     rows = [row for case in PRODUCTS if (row := _row([one for one in found if one.case == case]))]
     if not steps or not rows:
@@ -59,12 +62,7 @@ def _row(group: Group) -> Row | None:
 
 
 def _draw_step(steps: Group, axes: Axes) -> None:
-    shown = [
-        Measured(
-            one.case, one.title, one.point, one.dtype, one.threads,
-            {name: one.samples[name] for name in (OURS, "PEFT LoRA r=8", measured.FROZEN) if name in one.samples},
-        )
-        for one in steps
-    ]  # fmt: skip
+    names = [name for name in (OURS, LORA, measured.FROZEN) if name in steps[0].samples]
+    shown = [replace(one, samples={name: one.samples[name] for name in names}) for one in steps]
     measured.draw_tokens(shown, axes)
     charts.subtitle(axes, "a training step over the frozen layer's")
