@@ -69,7 +69,7 @@ def study_charts(document: Mapping[str, Any]) -> Iterator[Chart]:
     example, summaries = document["example"], study_summaries(document)
     score = _score(summaries)
     for count, group in groupby(summaries, key=lambda one: one["examples"]):
-        title = f"{example}, {count:,} examples: {score.name} against trained numbers"
+        title = f"{example.replace('_', ' ')}, {count:,} examples: {score.name} against trained numbers"
         outcomes = [_outcome(one, score) for one in group]
         yield accuracy_chart(f"study-{example}-{count}", title, outcomes, score)
     lines: dict[str, list[Place]] = {}
@@ -109,7 +109,7 @@ def _examples_chart(example: str, series: plots.Lines, score: Score) -> Chart:
         _score_axis(axes, score)
         axes.set_xlabel("training examples")
 
-    title = f"{example}: {score.name} against training examples"
+    title = f"{example.replace('_', ' ')}: {score.name} against training examples"
     return Chart(f"study-{example}-examples", title, f"{title}, {score.spread}.", draw)
 
 
