@@ -7,6 +7,7 @@ illegal access has spoilt the GPU for it, is followed by another one that goes o
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,17 @@ class Task:
 def checks() -> Iterator[Task]:
     """The first look."""
     for check in gpu_checks.checks():
-        yield Task("check", check.key, lambda device, notes, check=check: check.run(device))  # type: ignore[misc]
+        yield Task("check", check.key, partial(_look, check))
+
+
+def _look(check: gpu_checks.Check, device: torch.device, notes: set[str]) -> Result:
+    return check.run(device)
 
 
 def rows(jobs: Iterable[gpu_cases.Job], effort: Effort = gpu_cases.EFFORT) -> Iterator[Task]:
     """What is measured."""
     for job in jobs:
-        yield Task("row", job.key, lambda device, notes, job=job: gpu_cases.row(job, device, notes, effort))  # type: ignore[misc]
+        yield Task("row", job.key, partial(gpu_cases.row, job, effort=effort))
 
 
 def why_no_library() -> str:
