@@ -45,24 +45,25 @@ def of_study(example: str, perplexity: float | None = None) -> dict:
     }  # fmt: skip
 
 
-def of_gpu() -> dict:
-    """A session of a GPU with one case at four sizes, and a result that was refused."""
+def of_gpu() -> str:
+    """A session of a GPU: a case at four sizes, one that ended its process, and a line that was cut off."""
     names = {"surm_kernels": 2.0, "torch.fft": 9.0, "device copy": 1.0, "torch.matmul": 30.0}
 
-    def row(n: int, **changes) -> dict:
+    def row(n: int, result: dict | None = None) -> dict:
         contenders = {name: {"seconds": [n * times * 1e-7, n * times * 1.1e-7]} for name, times in names.items()}
-        sizes = {"in_features": n, "out_features": n, "tokens": 2**20 // n}
-        return {
-            "case": "circulant-forward", "title": "circulant, forward", **sizes, "dtype": "bfloat16",
-            "refused": False, "contenders": contenders, **changes,
-        }  # fmt: skip
+        key = {"case": "circulant-forward", "in_features": n, "out_features": n, "tokens": 2**20 // n}
+        result = result or {"title": "circulant, forward", "refused": False, "contenders": contenders}
+        return {"row": {"key": {**key, "dtype": "bfloat16"}, "result": result}}
 
-    rows = [*map(row, (256, 1024, 4096, 16384)), row(8192, error="no room", contenders={})]
-    device = {"name": "Abacus X"}
-    return {
-        "dry_run": True, "date": "2026-11-30", "command": "gpu.sh", "device": device, "versions": {"torch": "2.13"},
-        "rows": rows, "notes": ["one"],
-    }  # fmt: skip
+    facts = {"dry_run": True, "date": "2026-11-30", "command": "gpu.sh", "device": {"name": "Abacus X"}}
+    lines = [
+        {"facts": {**facts, "versions": {"torch": "2.13"}}},
+        {"begun": {"kind": "row", "key": {}}},
+        *map(row, (256, 1024, 4096, 16384)),
+        row(8192, {"error": "no room"}),
+        {"note": {"text": "one row was left out"}},
+    ]
+    return "\n".join([*map(json.dumps, lines), '{"row": {"key'])
 
 
 def of_check() -> dict:
@@ -71,15 +72,17 @@ def of_check() -> dict:
     return {"date": "2026-11-30", "device": "Abacus", "served by": "us", "versions": {}, "kernels": kernels}
 
 
+DOCUMENTS = (of_study("reviews"), of_study("language", 31.5), of_check())
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[Path]:
     """A file of every kind: those that are published, the package's constants, and small ones."""
     folder = tmp_path_factory.mktemp("report")
-    documents = (of_study("reviews"), of_study("language", 31.5), of_gpu(), of_check())
-    made = [folder / f"{index}.json" for index in range(len(documents))]
-    for file, document in zip(made, documents, strict=True):
-        file.write_text(json.dumps(document))
-    return [*DATA, cost_constants.SHIPPED, *made]
+    made = {f"{index}.json": json.dumps(document) for index, document in enumerate(DOCUMENTS)} | {"gpu.jsonl": of_gpu()}
+    for name, text in made.items():
+        (folder / name).write_text(text)
+    return [*DATA, cost_constants.SHIPPED, *(folder / name for name in made)]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,7 @@ def test_the_page_needs_no_other_file_and_no_script(files, tmp_path: Path, capsy
         pictures = list((tmp_path / "report").glob(f"*{suffix}"))
         assert len(pictures) == drawn
         assert all(picture.read_bytes().startswith(start) for picture in pictures)
-    assert "circulant, product, float32 failed" in text
+    assert "circulant, product, float32 failed" in text and "Note: one row was left out" in text
 
 
 def test_every_kind_of_file_becomes_charts_of_its_own_names(found) -> None:

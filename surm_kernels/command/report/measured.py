@@ -36,7 +36,7 @@ class Measured:
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Measured":
         """An entry of the JSON; a contender that was refused has no samples."""
-        samples = {name: found["seconds"] for name, found in entry["contenders"].items() if found["seconds"]}
+        samples = {name: found["seconds"] for name, found in entry.get("contenders", {}).items() if found["seconds"]}
         point = Point(entry["in_features"], entry["out_features"], entry["tokens"])
         title = entry.get("title") or TITLES.get(entry["case"], entry["case"])
         return cls(entry["case"], title, point, entry["dtype"], entry.get("threads"), samples)

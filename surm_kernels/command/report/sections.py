@@ -34,15 +34,43 @@ def read(files: Sequence[Path]) -> list[Section]:
     found: list[tuple[str, Document, Section]] = []
     for file in files:
         try:
-            loaded = json.loads(file.read_text(encoding="utf-8"))
-            documents = loaded if isinstance(loaded, list) else [loaded]  # constants are lists of tables
-            found += [(kind := _kind(one), one, MAKERS[kind](one)) for one in documents]
+            found += [(kind := _kind(one), one, MAKERS[kind](one)) for one in _documents(file)]
         except UNREADABLE as error:
             raise UsageError(f"{file} holds nothing to report: {type(error).__name__}: {error}") from None
     by_kind = {kind: document for kind, document, _ in reversed(found)}
     chart = overview.chart(by_kind.get("bench"), by_kind.get("demo"))
     first = [Section("What one gains", {}, [chart])] if chart else []
     return _named_apart([*first, *(section for _, _, section in found)])
+
+
+def _documents(file: Path) -> list[Document]:
+    """Those of a file: one, the tables of a list of constants, or what the lines of a session on a GPU make."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".jsonl":
+        return [_of_lines(text.splitlines())]
+    loaded = json.loads(text)
+    return loaded if isinstance(loaded, list) else [loaded]
+
+
+def _of_lines(lines: Sequence[str]) -> Document:
+    """The facts, the last word on each row, and the notes; a last line that was cut off is left out."""
+    facts: dict[str, Any] = {}
+    rows: dict[str, Document] = {}
+    notes: list[str] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            ((kind, entry),) = json.loads(line).items()
+        except ValueError:
+            if number < len(lines):
+                raise
+            break
+        if kind == "facts":
+            facts |= entry
+        elif kind == "row":
+            rows[str(entry["key"])] = {**entry["key"], **entry["result"]}
+        elif kind == "note":
+            notes.append(entry["text"])
+    return {**facts, "rows": list(rows.values()), "notes": notes}
 
 
 def _kind(document: Document) -> str:
