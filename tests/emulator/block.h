@@ -1,8 +1,10 @@
 // Runs the threads of a block as fibers: in random order from one synchronisation to the next, where every thread must
-// arrive. A mistake of the kernel ends the launch with an Error that says what, who and where.
+// arrive. What a warp does together (a shuffle, its own barrier, an instruction of the matrix unit) is a meeting of its
+// lanes. A mistake of the kernel ends the launch with an Error that says what, who and where.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -31,21 +33,24 @@ struct Site {
   std::string text() const { return std::string(file) + ":" + std::to_string(line); }
 };
 
-constexpr int kWarp = 32;
+// What a lane hands to the others of its warp where they meet.
+using Operands = std::array<uint32_t, 6>;
+using OperandsOfWarp = std::array<Operands, kWarp>;
 
 struct Thread {
-  enum State { kReady, kAtBarrier, kAtShuffle, kDone };
+  enum State { kReady, kAtBarrier, kAtMeeting, kDone };
 
   Fiber fiber;
   bool usable = false;  // the fiber waits for a kernel to run; else it has to be started
   State state = kReady;
-  Site site{"", 0};               // of the barrier or shuffle where it waits
-  int source = 0;                 // shuffle: the lane whose value it wants
-  uint64_t given = 0, taken = 0;  // what it hands on and what it gets, at a shuffle or a barrier
+  Site site{"", 0};          // of the barrier or meeting where it waits
+  const char* meeting = "";  // what its warp does there
+  Operands operands{};       // what it hands on there
+  bool said = false;         // what it says at a barrier, then what any thread said
 
   std::string text() const {
     if (state == kDone) return "has left the kernel";
-    return (state == kAtBarrier ? "waits at the barrier " : "waits at the shuffle ") + site.text();
+    return std::string("waits at the ") + (state == kAtBarrier ? "barrier" : meeting) + " " + site.text();
   }
 };
 
@@ -60,7 +65,7 @@ class Block {
       for (const int thread : order_) {
         if (threads_[thread]->state == Thread::kReady) run_thread(thread, set_thread);
       }
-      if (exchange_shuffled()) continue;
+      if (hold_meetings()) continue;
       if (all_are(Thread::kDone)) return;
       pass_barrier();
     }
@@ -73,21 +78,22 @@ class Block {
   // Whether any thread of the block said so.
   bool wait_at_barrier(Site site, bool said = false) {
     Thread& thread = *threads_[running_];
-    thread.given = said ? 1 : 0;
+    thread.said = said;
     wait(Thread::kAtBarrier, site);
-    return thread.taken != 0;
+    return thread.said;
   }
 
-  uint64_t shuffle(Site site, uint32_t mask, int source, uint64_t value) {
-    if (mask != ~uint32_t{0}) {
-      fail("shuffle with mask " + std::to_string(mask) + " at " + site.text() + ", want all lanes");
-    }
+  // What all lanes of the warp hand on where they meet; good until its next meeting.
+  const OperandsOfWarp& meet(Site site, const char* meeting, const Operands& operands) {
     Thread& thread = *threads_[running_];
-    thread.source = source;
-    thread.given = value;
-    wait(Thread::kAtShuffle, site);
-    return thread.taken;
+    const int warp = running_ / kWarp;
+    thread.meeting = meeting;
+    thread.operands = operands;
+    wait(Thread::kAtMeeting, site);
+    return handed_on_[warp];
   }
+
+  void wait_at_warp_barrier(Site site) { meet(site, kWarpBarrier, {}); }
 
   [[noreturn]] void fail_thread(const std::string& what) {
     if (running_ == kNobody) {  // the compiler's check of alignment, outside kernels
@@ -153,25 +159,26 @@ class Block {
     return true;
   }
 
-  // Hands on the values of every warp whose lanes all wait at one shuffle; false if there is none.
-  bool exchange_shuffled() {
+  // Lets every warp go on whose lanes have all come to one meeting; false if there is none.
+  bool hold_meetings() {
     bool any = false;
     for (int first = 0; first + kWarp <= count_; first += kWarp) {
-      if (!shuffle_is_complete(first)) continue;
+      if (!all_have_come(first)) continue;
+      const int warp = first / kWarp;
       for (int lane = 0; lane < kWarp; ++lane) {
-        Thread& thread = *threads_[first + lane];
-        thread.taken = threads_[first + thread.source]->given;
-        thread.state = Thread::kReady;
+        handed_on_[warp][lane] = threads_[first + lane]->operands;
+        threads_[first + lane]->state = Thread::kReady;
       }
+      if (threads_[first]->meeting == kWarpBarrier) shared.next_interval_of_warp(warp);
       any = true;
     }
     return any;
   }
 
-  bool shuffle_is_complete(int first) const {
+  bool all_have_come(int first) const {
     for (int lane = 0; lane < kWarp; ++lane) {
       const Thread& thread = *threads_[first + lane];
-      if (thread.state != Thread::kAtShuffle || !(thread.site == threads_[first]->site)) return false;
+      if (thread.state != Thread::kAtMeeting || !(thread.site == threads_[first]->site)) return false;
     }
     return true;
   }
@@ -181,16 +188,15 @@ class Block {
     const Thread& some = *threads_[order_[0]];
     for (const int number : order_) {
       const Thread& thread = *threads_[number];
-      if (thread.state == Thread::kAtShuffle) stop(missing_lane(number));
+      if (thread.state == Thread::kAtMeeting) stop(missing_lane(number));
       if (thread.state != some.state || !(thread.site == some.site)) {
         stop("divergent barrier: thread " + std::to_string(order_[0]) + " " + some.text() + ", thread " +
              std::to_string(number) + " " + thread.text());
       }
     }
-    const bool said =
-        std::any_of(order_.begin(), order_.end(), [&](int number) { return threads_[number]->given != 0; });
+    const bool said = std::any_of(order_.begin(), order_.end(), [&](int number) { return threads_[number]->said; });
     for (const int number : order_) {
-      threads_[number]->taken = said ? 1 : 0;
+      threads_[number]->said = said;
       threads_[number]->state = Thread::kReady;
     }
     last_barrier_ = some.site;
@@ -201,10 +207,11 @@ class Block {
   std::string missing_lane(int waiting) const {
     const Thread& thread = *threads_[waiting];
     const int first = waiting / kWarp * kWarp;
-    std::string text = "missing lane in a shuffle: thread " + std::to_string(waiting) + " " + thread.text() + ", ";
+    std::string text = std::string("missing lane in a ") + thread.meeting + ": thread " + std::to_string(waiting) +
+                       " " + thread.text() + ", ";
     for (int other = first; other < first + kWarp; ++other) {
       if (other >= count_) return text + "and its warp has fewer than 32 threads";
-      if (threads_[other]->state == Thread::kAtShuffle && threads_[other]->site == thread.site) continue;
+      if (threads_[other]->state == Thread::kAtMeeting && threads_[other]->site == thread.site) continue;
       return text + "thread " + std::to_string(other) + " of its warp " + threads_[other]->text();
     }
     return text;
@@ -222,9 +229,11 @@ class Block {
   }
 
   static constexpr int kNobody = -1;
+  static constexpr const char* kWarpBarrier = "warp barrier";
 
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<int> order_;
+  std::array<OperandsOfWarp, kMostThreads / kWarp> handed_on_{};
   const std::function<void()>* kernel_ = nullptr;
   int count_ = 0, running_ = kNobody;
   int64_t barriers_ = 0;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <type_traits>
 
 #include "launch.h"
@@ -24,8 +25,23 @@ inline void __syncthreads(const char* file = __builtin_FILE(), int line = __buil
   surm::emulator::block.wait_at_barrier({file, line});
 }
 
+namespace surm::emulator {
+
+// Kernels have whole warps take part in what a warp does together.
+inline void check_mask(const char* meeting, Site site, uint32_t mask) {
+  if (mask == ~uint32_t{0}) return;
+  fail(std::string(meeting) + " with mask " + std::to_string(mask) + " at " + site.text() + ", want all lanes");
+}
+
+}  // namespace surm::emulator
+
 inline int __syncthreads_or(int predicate, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   return surm::emulator::block.wait_at_barrier({file, line}, predicate != 0) ? 1 : 0;
+}
+
+inline void __syncwarp(uint32_t mask = ~uint32_t{0}, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  surm::emulator::check_mask("warp barrier", {file, line}, mask);
+  surm::emulator::block.wait_at_warp_barrier({file, line});
 }
 
 namespace surm::emulator {
@@ -34,10 +50,10 @@ namespace surm::emulator {
 template <class T>
 T shuffle(Site site, uint32_t mask, T value, int source) {
   static_assert(std::is_arithmetic<T>::value && sizeof(T) <= sizeof(uint64_t), "a lane hands on one number");
-  uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(T));
-  bits = block.shuffle(site, mask, source, bits);
-  std::memcpy(&value, &bits, sizeof(T));
+  check_mask("shuffle", site, mask);
+  Operands operands{};
+  std::memcpy(operands.data(), &value, sizeof(T));
+  std::memcpy(&value, block.meet(site, "shuffle", operands)[source].data(), sizeof(T));
   return value;
 }
 

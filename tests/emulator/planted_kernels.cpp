@@ -6,6 +6,7 @@
 #include "butterflies.h"
 #include "controls.h"
 #include "cuda/device.cuh"
+#include "cuda/matrix_unit.cuh"
 
 namespace {
 
@@ -109,6 +110,78 @@ __global__ void any_of_block(int* y, int which) {
   y[thread] = 2 * first + second;
 }
 
+// Lanes of a warp hand a value to their neighbours through shared memory, in one interval of the warp after another; in
+// the end all of them to the first lane of the block.
+template <bool kBetween>
+__global__ void rotate_in_warps(int* y, int times, bool across) {
+  const Shared<int> row = shared_memory<int>();
+  const int thread = threadIdx.x, first = thread / 32 * 32, from = first + (thread + 31) % 32;
+  row[thread] = thread;
+  for (int k = 0; k < times; ++k) {
+    __syncwarp();
+    const int value = row[across ? (thread + 32) % blockDim.x : from];
+    if (kBetween) __syncwarp();
+    row[thread] = value;
+  }
+  y[thread] = row[thread];
+}
+
+template <bool kBetween>
+void rotated_in_warps(pybind11::array_t<int> y, int times, bool across) {
+  launch(rotate_in_warps<kBetween>, dim3(1), static_cast<int>(y.size()), y.nbytes(), nullptr, y.mutable_data(), times,
+         across);
+}
+
+// Which lanes do what their warp does together: all, all but one, or one after the others.
+__global__ void meet_in_warps(int missing) {
+  if (static_cast<int>(threadIdx.x) != missing) __syncwarp();
+}
+
+// y = a b for a 16 × 16 and b 16 × 8 of 16 bits, the sums in float32: both go through shared memory, row by row, a to
+// be a left factor as it lies, b to be a right one transposed.
+enum Layout { kAsItIs, kTransposedLeft, kSwappedWords, kNoBarrier };
+
+template <bool kBFloat16, Layout kLayout>
+__global__ void __launch_bounds__(32) multiply(const uint4* a, const uint4* b, float* y) {
+  const Shared<uint4> left = shared_memory<uint4>(), right = shared_memory<uint4>(32 * sizeof(uint4));
+  const int lane = threadIdx.x, i = lane % 8, m = lane / 8;
+  left[lane] = a[lane];
+  if (lane < 16) right[lane] = b[lane];
+  if (kLayout != kNoBarrier) __syncwarp();
+  uint32_t words[4], factor[2];
+  surm::cuda::load_matrices<4, kLayout == kTransposedLeft>(left + ((i + m % 2 * 8) * 2 + m / 2), words);
+  surm::cuda::load_matrices<2, true>(right + lane % 16, factor);
+  uint4 all{words[0], words[1], words[2], words[3]};
+  if (kLayout == kSwappedWords) all = uint4{words[0], words[2], words[1], words[3]};
+  float sums[4] = {};
+  surm::cuda::multiply_add<kBFloat16>(sums, all, factor[0], factor[1]);
+  for (int k = 0; k < 4; ++k) y[(lane / 4 + k / 2 * 8) * 8 + lane % 4 * 2 + k % 2] = sums[k];
+}
+
+template <bool kBFloat16, Layout kLayout>
+void multiplied(pybind11::array a, pybind11::array b, pybind11::array_t<float> y) {
+  launch(multiply<kBFloat16, kLayout>, dim3(1), 32, 48 * sizeof(uint4), nullptr, static_cast<const uint4*>(a.data()),
+         static_cast<const uint4*>(b.data()), y.mutable_data());
+}
+
+// What every lane gets of kCount matrices of 8 × 8 that lie one after another.
+template <int kCount, bool kTransposed>
+__global__ void __launch_bounds__(32) load(const uint4* x, uint32_t* y) {
+  const Shared<uint4> rows = shared_memory<uint4>();
+  const int lane = threadIdx.x;
+  if (lane < 8 * kCount) rows[lane] = x[lane];
+  __syncwarp();
+  uint32_t words[kCount];
+  surm::cuda::load_matrices<kCount, kTransposed>(rows + lane % (8 * kCount), words);
+  for (int m = 0; m < kCount; ++m) y[lane * kCount + m] = words[m];
+}
+
+template <int kCount, bool kTransposed>
+void loaded(pybind11::array x, pybind11::array_t<uint32_t> y) {
+  launch(load<kCount, kTransposed>, dim3(1), 32, 8 * kCount * sizeof(uint4), nullptr,
+         static_cast<const uint4*>(x.data()), y.mutable_data());
+}
+
 // What a launch of these sizes returns.
 template <int kNumber>
 __global__ void nothing() {}
@@ -159,6 +232,24 @@ PYBIND11_MODULE(planted_kernels, m) {
   m.def("any_of_block", [](pybind11::array_t<int> y, int which) {
     launch(any_of_block, dim3(1), static_cast<int>(y.size()), 0, nullptr, y.mutable_data(), which);
   });
+  m.def("rotate_in_warps", &rotated_in_warps<true>);
+  m.def("rotate_in_warps_with_missing_barrier", &rotated_in_warps<false>);
+  m.def("meet_in_warps",
+        [](int threads, int missing) { launch(meet_in_warps, dim3(1), threads, 0, nullptr, missing); });
+  m.def("multiply_float16", &multiplied<false, kAsItIs>);
+  m.def("multiply_bfloat16", &multiplied<true, kAsItIs>);
+  m.def("multiply_with_transposed_factor", &multiplied<false, kTransposedLeft>);
+  m.def("multiply_with_swapped_words", &multiplied<false, kSwappedWords>);
+  m.def("multiply_without_barrier", &multiplied<false, kNoBarrier>);
+  m.def("load_1", &loaded<1, false>);
+  m.def("load_2", &loaded<2, false>);
+  m.def("load_4", &loaded<4, false>);
+  m.def("load_1_transposed", &loaded<1, true>);
+  m.def("load_2_transposed", &loaded<2, true>);
+  m.def("load_4_transposed", &loaded<4, true>);
+  m.def("float16_pair", &surm::cuda::float16_pair);
+  m.def("bfloat16_pair", &surm::cuda::bfloat16_pair);
+  m.def("multiply_pair", &surm::cuda::multiply_bfloat16);
   m.def("launch", &launch_nothing);
   m.def("launch_new", &launch_new);
   m.def("start_new", &start_new);

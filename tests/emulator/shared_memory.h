@@ -1,9 +1,10 @@
 // The shared memory of a thread block: poisoned at the start, with every access checked for bounds, alignment and
 // races.
 //
-// Two accesses of different threads to one byte race if one of them writes and no __syncthreads() lies between. Every
-// byte keeps who wrote and who read it last, as a stamp: the number of the interval between two barriers, then the
-// number of the thread. Stamps of an interval are larger than all of the intervals before.
+// Two accesses of different threads to one byte race if one of them writes and nothing orders them: a __syncthreads()
+// between them, or a __syncwarp() where both are of one warp. Every byte keeps who wrote and who read it last, as a
+// stamp: the number of the interval between two barriers of the block, that of the interval between two barriers of the
+// warp, and the thread.
 #pragma once
 
 #include <algorithm>
@@ -15,12 +16,21 @@
 
 namespace surm::emulator {
 
-using Stamp = uint32_t;
+constexpr int kMostThreads = 1024, kWarp = 32;
 
-constexpr int kMostThreads = 1024;
-constexpr Stamp kInterval = 2 * kMostThreads;  // stamps in an interval: one for each thread, and
-constexpr Stamp kSeveral = kInterval - 1;      // one that stands for more than one reader
-constexpr Stamp kMostIntervals = ~Stamp{0} / kInterval;
+struct Stamp {
+  static constexpr uint16_t kSeveralOfWarp = kMostThreads;  // and the number of the warp: more than one of its threads
+  static constexpr uint16_t kSeveral = UINT16_MAX;          // threads of more than one warp
+
+  uint32_t interval = 0;  // 0: nobody yet
+  uint16_t of_warp = 0;   // the interval of its warp within that; barriers beyond the last one do not count
+  uint16_t who = 0;
+
+  int warp() const { return who < kMostThreads ? who / kWarp : who == kSeveral ? -1 : who - kSeveralOfWarp; }
+  std::string text() const {
+    return who < kMostThreads ? "thread " + std::to_string(who) : warp() < 0 ? "other threads" : "its warp";
+  }
+};
 
 // Says what is wrong with the access of the running thread, and does not return to it.
 [[noreturn]] void fail(const std::string& what);
@@ -30,51 +40,53 @@ class SharedMemory {
   // Memory for a new block. Poison: all bits set, which is NaN in every floating-point type.
   void poison(int64_t bytes) {
     bytes_.assign(bytes, 0xff);
-    written_.assign(bytes, 0);
-    read_.assign(bytes, 0);
-    interval_ = kInterval;
+    written_.assign(bytes, {});
+    read_.assign(bytes, {});
+    interval_ = 0;
+    next_interval();
   }
 
-  // A barrier was passed.
+  // A barrier of the block was passed.
   void next_interval() {
-    if (interval_ / kInterval == kMostIntervals) {
-      std::fill(written_.begin(), written_.end(), 0);
-      std::fill(read_.begin(), read_.end(), 0);
-      interval_ = 0;
-    }
-    interval_ += kInterval;
+    ++interval_;
+    std::fill_n(of_warp_, kMostThreads / kWarp, uint16_t{0});
   }
 
-  void set_thread(int thread) { thread_ = static_cast<Stamp>(thread); }
+  // A barrier of a warp was passed.
+  void next_interval_of_warp(int warp) {
+    if (of_warp_[warp] < UINT16_MAX) ++of_warp_[warp];
+  }
+
+  void set_thread(int thread) {
+    thread_ = static_cast<uint16_t>(thread);
+    warp_ = thread / kWarp;
+  }
 
   // Not inlined: kernels have so many accesses that the compiler would take minutes.
   template <class T>
   __attribute__((noinline)) T load(int64_t offset) {
     check_place<T>(offset);
-    const Stamp mine = interval_ + thread_;
-    Stamp *written = &written_[offset], *read = &read_[offset];
-    bool races = false;
-    for (size_t i = 0; i < sizeof(T); ++i) {
-      races |= written[i] >= interval_ && written[i] != mine;
-      read[i] = read[i] < interval_ || read[i] == mine ? mine : interval_ + kSeveral;
-    }
-    if (races) fail(race(offset, sizeof(T), "reads"));
-    T value;
-    std::memcpy(&value, &bytes_[offset], sizeof(T));
-    return value;
+    return read<T>(offset, mine());
+  }
+
+  // What a load of the whole warp reads at the address of this thread: no thread's own earlier writes are known to be
+  // seen by it.
+  template <class T>
+  T load_for_warp(int64_t offset) {
+    check_place<T>(offset);
+    return read<T>(offset, {interval_, of_warp_[warp_], static_cast<uint16_t>(Stamp::kSeveralOfWarp + warp_)});
   }
 
   template <class T>
   __attribute__((noinline)) void store(int64_t offset, const T& value) {
     check_place<T>(offset);
-    const Stamp mine = interval_ + thread_;
-    Stamp *written = &written_[offset], *read = &read_[offset];
+    const Stamp stamp = mine();
     bool races = false;
     for (size_t i = 0; i < sizeof(T); ++i) {
-      races |= (written[i] >= interval_ && written[i] != mine) || (read[i] >= interval_ && read[i] != mine);
+      races |= races_with(written_[offset + i], stamp) || races_with(read_[offset + i], stamp);
     }
-    if (races) fail(race(offset, sizeof(T), "writes"));
-    std::fill_n(written, sizeof(T), mine);
+    if (races) fail(race(offset, sizeof(T), stamp, true));
+    std::fill_n(&written_[offset], sizeof(T), stamp);
     std::memcpy(&bytes_[offset], &value, sizeof(T));
   }
 
@@ -94,18 +106,44 @@ class SharedMemory {
     }
   }
 
-  std::string race(int64_t offset, size_t size, const char* verb) const {
-    const Stamp mine = interval_ + thread_;
-    const bool writing = verb[0] == 'w';
+  template <class T>
+  T read(int64_t offset, const Stamp& stamp) {
+    bool races = false;
+    for (size_t i = 0; i < sizeof(T); ++i) {
+      races |= races_with(written_[offset + i], stamp);
+      add_reader(read_[offset + i], stamp);
+    }
+    if (races) fail(race(offset, sizeof(T), stamp, false));
+    T value;
+    std::memcpy(&value, &bytes_[offset], sizeof(T));
+    return value;
+  }
+
+  Stamp mine() const { return {interval_, of_warp_[warp_], thread_}; }
+
+  // Whether nothing orders an earlier access and this one, if one of them writes.
+  bool races_with(const Stamp& earlier, const Stamp& now) const {
+    if (earlier.interval < now.interval || earlier.who == now.who) return false;
+    return earlier.warp() != warp_ || earlier.of_warp == now.of_warp;
+  }
+
+  // What is kept of readers is enough to tell whether a later writer races with any of them.
+  void add_reader(Stamp& readers, const Stamp& now) const {
+    if (!races_with(readers, now)) {
+      readers = now;
+    } else if (readers.warp() == warp_) {
+      readers = {now.interval, now.of_warp, static_cast<uint16_t>(Stamp::kSeveralOfWarp + warp_)};
+    } else {
+      readers = {now.interval, now.of_warp, Stamp::kSeveral};
+    }
+  }
+
+  std::string race(int64_t offset, size_t size, const Stamp& now, bool writing) const {
     for (int64_t byte = offset; byte < offset + static_cast<int64_t>(size); ++byte) {
-      const std::string place = " byte " + std::to_string(byte) + " of shared memory";
-      if (written_[byte] >= interval_ && written_[byte] != mine) {
-        return "race: it " + (verb + place) + ", which thread " + std::to_string(written_[byte] - interval_) + " wrote";
-      }
-      if (writing && read_[byte] >= interval_ && read_[byte] != mine) {
-        const Stamp reader = read_[byte] - interval_;
-        return "race: it " + (verb + place) + ", which " +
-               (reader == kSeveral ? "other threads" : "thread " + std::to_string(reader)) + " read";
+      const std::string place = (writing ? "writes byte " : "reads byte ") + std::to_string(byte) + " of shared memory";
+      if (races_with(written_[byte], now)) return "race: it " + place + ", which " + written_[byte].text() + " wrote";
+      if (writing && races_with(read_[byte], now)) {
+        return "race: it " + place + ", which " + read_[byte].text() + " read";
       }
     }
     return "race";
@@ -113,8 +151,10 @@ class SharedMemory {
 
   std::vector<unsigned char> bytes_;
   std::vector<Stamp> written_, read_;
-  Stamp interval_ = kInterval;  // the first stamp of this interval
-  Stamp thread_ = 0;
+  uint32_t interval_ = 0;
+  uint16_t of_warp_[kMostThreads / kWarp] = {};
+  uint16_t thread_ = 0;
+  int warp_ = 0;
 };
 
 inline SharedMemory shared;
@@ -146,6 +186,7 @@ class SharedPointer {
   SharedValue<T> operator[](int64_t i) const { return SharedValue<T>(offset_ + i * kSize); }
   SharedValue<T> operator*() const { return (*this)[0]; }
   SharedPointer operator+(int64_t i) const { return SharedPointer(offset_ + i * kSize); }
+  int64_t offset() const { return offset_; }
 
  private:
   static constexpr int64_t kSize = sizeof(T);

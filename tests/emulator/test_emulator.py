@@ -161,6 +161,84 @@ def test_a_shuffle_needs_whole_warps() -> None:
         kernels.shuffled(np.zeros(40, dtype=np.int32), 1, 32, True)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_barrier_of_a_warp_orders_what_its_lanes_do(seed: int) -> None:
+    kernels.set_seed(seed)
+    y = np.zeros(96, dtype=np.int32)
+    kernels.rotate_in_warps(y, 3, False)
+    assert y.tolist() == [thread // 32 * 32 + (thread - 3) % 32 for thread in range(96)]
+    with pytest.raises(
+        kernels.Error, match=r"race: it (writes|reads) byte \d+ .* which (thread \d+|its warp) (read|wrote)"
+    ):
+        kernels.rotate_in_warps_with_missing_barrier(y, 3, False)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_barrier_of_a_warp_orders_nothing_between_warps(seed: int) -> None:
+    kernels.set_seed(seed)
+    with pytest.raises(kernels.Error, match=r"race: it (writes|reads) byte \d+ .* which (thread \d+|other threads)"):
+        kernels.rotate_in_warps(np.zeros(96, dtype=np.int32), 1, True)
+
+
+def test_a_barrier_of_a_warp_needs_all_its_lanes() -> None:
+    kernels.meet_in_warps(64, -1)
+    with pytest.raises(kernels.Error, match="missing lane in a warp barrier: .*, thread 37 of its warp has left"):
+        kernels.meet_in_warps(64, 37)
+    with pytest.raises(kernels.Error, match="fewer than 32 threads"):
+        kernels.meet_in_warps(40, -1)
+
+
+def factors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices of 16 x 16 and 16 x 8, and room for their product."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-8, 9, (16, 16)) / 4, rng.integers(-8, 9, (16, 8)) / 4
+    return a.astype(np.float32), b.astype(np.float32), np.full((16, 8), np.nan, dtype=np.float32)
+
+
+def test_the_matrix_unit_multiplies_both_types() -> None:
+    a, b, y = factors()
+    kernels.multiply_float16(a.astype(np.float16), b.astype(np.float16), y)
+    assert np.array_equal(y, a @ b)
+    y.fill(np.nan)
+    kernels.multiply_bfloat16(*((each.view(np.uint32) >> 16).astype(np.uint16) for each in (a, b)), y)
+    assert np.array_equal(y, a @ b)
+
+
+@pytest.mark.parametrize("kernel", ["multiply_with_transposed_factor", "multiply_with_swapped_words"])
+def test_a_factor_laid_out_wrongly_gives_another_product(kernel: str) -> None:
+    a, b, y = factors()
+    getattr(kernels, kernel)(a.astype(np.float16), b.astype(np.float16), y)
+    assert np.isfinite(y).all()
+    assert not np.allclose(y, a @ b)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_load_of_matrices_needs_a_barrier_after_their_rows_are_written(seed: int) -> None:
+    kernels.set_seed(seed)
+    a, b, y = factors()
+    with pytest.raises(
+        kernels.Error, match=r"race: it (reads|writes) byte \d+ .* which (thread \d+ wrote|its warp read)"
+    ):
+        kernels.multiply_without_barrier(a.astype(np.float16), b.astype(np.float16), y)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_lanes_get_of_matrices_what_ptx_says(count: int) -> None:
+    x = np.random.default_rng(0).integers(0, 2**16, (count, 8, 8)).astype(np.uint16)
+    g, t = np.arange(32) // 4, np.arange(32) % 4
+    for name, wanted in ((f"load_{count}", x), (f"load_{count}_transposed", x.transpose(0, 2, 1))):
+        words = np.zeros((32, count), dtype=np.uint32)
+        getattr(kernels, name)(x, words)
+        halves = words.view(np.uint16).reshape(32, count, 2)
+        assert np.array_equal(halves, np.stack([wanted[:, g, 2 * t], wanted[:, g, 2 * t + 1]], -1).transpose(1, 0, 2))
+
+
+def test_words_of_two_values_have_the_first_one_below() -> None:
+    assert kernels.float16_pair(1.0, -2.0) == 0xC0003C00
+    assert kernels.bfloat16_pair(1.0, -2.0) == 0xC0003F80
+    assert kernels.multiply_pair(0x3F80C000, 0x40003F80) == 0x4000C000  # (-2, 1) times (1, 2)
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
