@@ -22,7 +22,8 @@ def library_path() -> Path | None:
 def _load(path: Path | None) -> str | None:
     """Loads the library; returns what kept it from serving, None if nothing did."""
     backend = _environment.read("SURM_KERNELS_BACKEND")
-    _environment.read("SURM_KERNELS_ISA")  # the library reads it too; a bad value is refused here, whatever serves
+    for name in ("SURM_KERNELS_ISA", "SURM_KERNELS_GPU_PRECISION"):
+        _environment.read(name)  # the library reads them too; a bad value is refused here, whatever serves
     if backend == "reference":
         return "SURM_KERNELS_BACKEND=reference"
     failure = f"no compiled library (_C*.so) in {Path(__file__).parent}"

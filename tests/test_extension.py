@@ -77,7 +77,7 @@ def test_backend_extension_insists_on_the_library(copy: Path) -> None:
     assert re.search(r"ImportError: SURM_KERNELS_BACKEND=extension, but no compiled library .*_C\*\.so", result.stderr)
 
 
-@pytest.mark.parametrize("name", ["SURM_KERNELS_BACKEND", "SURM_KERNELS_ISA"])
+@pytest.mark.parametrize("name", ["SURM_KERNELS_BACKEND", "SURM_KERNELS_ISA", "SURM_KERNELS_GPU_PRECISION"])
 def test_bad_values_stop_the_import_with_variable_value_and_choices(copy: Path, name: str) -> None:
     result = run(copy, **{name: "fastest"})
     allowed = next(variable.allowed for variable in _environment.VARIABLES if variable.name == name)

@@ -9,6 +9,7 @@
 
 #include "plan/plan.h"
 #include "plan_tables.cuh"
+#include "tensor_tables.h"
 
 namespace surm::cuda {
 namespace {
@@ -92,13 +93,19 @@ const DevicePlan<Scalar>* device_plan(int64_t size, bool padded, int* error) {
   auto fresh = std::make_unique<DevicePlan<Scalar>>();
   fresh->size = static_cast<int>(plan.size);
   fresh->length = static_cast<int>(plan.length);
-  const std::vector<Complex<Scalar>> tables = tables_of(plan, *fresh);
+  std::vector<Complex<Scalar>> tables = tables_of(plan, *fresh);
+  const size_t twist = tables.size() - plan.size, tensor = tables.size();
+  if constexpr (sizeof(Scalar) == 4) {
+    const std::vector<Complex<float>> more = plan.embedded() ? std::vector<Complex<float>>{} : tensor_tables(size);
+    tables.insert(tables.end(), more.begin(), more.end());
+  }
   void* copy = nullptr;
   if (!tables.empty() && (*error = upload(tables.data(), tables.size() * sizeof(tables[0]), &copy)) != cudaSuccess) {
     return nullptr;
   }
   fresh->twiddles = static_cast<const TwiddlePair<Scalar>*>(copy);
-  if (!plan.embedded()) fresh->twist = static_cast<const Complex<Scalar>*>(copy) + (tables.size() - plan.size);
+  if (!plan.embedded()) fresh->twist = static_cast<const Complex<Scalar>*>(copy) + twist;
+  if (tables.size() > tensor) fresh->tensor_tables = static_cast<const Complex<Scalar>*>(copy) + tensor;
   known = std::move(fresh);
   return known.get();
 }

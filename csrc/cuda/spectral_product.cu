@@ -131,19 +131,14 @@ class Machine {
 
   int finish(const PartialSums& partial, const Parameters& parameters, double scale, void* gradients,
              void* stream) const {
-    const int64_t blocks = shape_.blocks_of_group();
-    const SumTask<Scalar> sum{static_cast<const C*>(partial.sums),
-                              static_cast<C*>(partial.totals),
-                              partial.chunks,
-                              partial.pairs,
-                              static_cast<int>(length_ / kTile),
-                              blocks,
-                              shape_.all_blocks() * length_};
-    int error = launch(sum_partials<Scalar>, dim3(static_cast<unsigned>(divide_up(sum.count, kWarp))), kSumThreads,
-                       kSumThreads * static_cast<int64_t>(sizeof(C)), stream, sum);
-    if (error != 0) return error;
-
+    int error = 0;
     ParameterTask<Scalar> task = parameter_task(parameters, &error);
+    if (error != 0) return error;
+    if (partial.tensor) {
+      if constexpr (sizeof(Scalar) == sizeof(float)) error = add_up(partial, TensorOrder(task.plan), stream);
+    } else {
+      error = add_up(partial, SameOrder{}, stream);
+    }
     if (error != 0) return error;
     task.parameter = gradients;
     task.spectra = static_cast<C*>(partial.totals);
@@ -180,6 +175,20 @@ class Machine {
 
     int64_t bytes() const { return 2 * factor_bytes + sum_bytes + kept_bytes + flag_bytes; }
   };
+
+  template <class Order>
+  int add_up(const PartialSums& partial, const Order& order, void* stream) const {
+    const SumTask<Scalar, Order> task{static_cast<const C*>(partial.sums),
+                                      static_cast<C*>(partial.totals),
+                                      partial.chunks,
+                                      partial.pairs,
+                                      static_cast<int>(length_ / kTile),
+                                      shape_.blocks_of_group(),
+                                      shape_.all_blocks() * length_,
+                                      order};
+    return launch(sum_partials<Scalar, Order>, dim3(static_cast<unsigned>(divide_up(task.count, kWarp))), kSumThreads,
+                  kSumThreads * static_cast<int64_t>(sizeof(C)), stream, task);
+  }
 
   // The transposed grid, whose spectra make x's gradient.
   Machine transposed() const {

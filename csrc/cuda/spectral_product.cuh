@@ -11,6 +11,7 @@
 
 #include "rows.cuh"
 #include "spectral_product.h"
+#include "tensor_order.cuh"
 
 namespace surm::cuda {
 
@@ -329,19 +330,24 @@ __global__ void __launch_bounds__(kMostThreads<Scalar>, 1) spectral_backward_gri
 }
 
 // total[group, block, k, tile] = Σ_chunk Σ_pair partial[group, chunk, block, k, pair, tile], in a fixed order.
-template <class Scalar>
+template <class Scalar, class Order>
 struct SumTask {
   const Complex<Scalar>* partial;
   Complex<Scalar>* total;
   int chunks, pairs, tiles;
   int64_t blocks;  // of the grid
   int64_t count;   // groups · blocks · length
+  Order order;     // where a value of the sums belongs in the total
+};
+
+struct SameOrder {
+  __device__ __forceinline__ int64_t operator()(int64_t at) const { return at; }
 };
 
 constexpr int kSumThreads = 256, kSlices = kSumThreads / kWarp;
 
-template <class Scalar>
-__global__ void __launch_bounds__(kSumThreads) sum_partials(const SumTask<Scalar> task) {
+template <class Scalar, class Order>
+__global__ void __launch_bounds__(kSumThreads) sum_partials(const SumTask<Scalar, Order> task) {
   const Shared<Complex<Scalar>> shared = shared_memory<Complex<Scalar>>();
   const int lane = threadIdx.x % kWarp, slice = threadIdx.x / kWarp;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
@@ -363,7 +369,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_partials(const SumTask<Scalar
     const Complex<Scalar> of_slice = shared[other * kWarp + lane];
     sum = sum + of_slice;
   }
-  task.total[at] = sum;
+  task.total[task.order(at)] = sum;
 }
 
 template <class Scalar>

@@ -25,6 +25,7 @@ struct PartialSums {
   void* totals;         // room for the spectra of all blocks
   const int* poisoned;  // (groups, chunks), whether a token was not finite
   int chunks, pairs;
+  bool tensor = false;  // of one block, in the order of tensor_product.h, of a single pair
 };
 
 // `size` and `padded` name the plan (plan_tables.cuh); `type` is that of the rows.

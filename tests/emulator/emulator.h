@@ -101,6 +101,13 @@ To bit_cast(From from) {
   return to;
 }
 
+}  // namespace surm::cuda
+
+inline float __uint_as_float(uint32_t bits) { return surm::cuda::bit_cast<float>(bits); }
+inline uint32_t __float_as_uint(float value) { return surm::cuda::bit_cast<uint32_t>(value); }
+
+namespace surm::cuda {
+
 inline float bfloat16_to_float(uint16_t bits) { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
 inline uint16_t float_to_bfloat16(float value) {

@@ -19,8 +19,6 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   return word;
 }
 
-inline float __uint_as_float(uint32_t bits) { return surm::cuda::bit_cast<float>(bits); }
-
 inline uint4 __ldcs(const uint4* from) { return *from; }
 inline uint32_t __ldcs(const uint32_t* from) { return *from; }
 inline void __stcs(uint4* to, const uint4& value) { *to = value; }

@@ -50,6 +50,12 @@ def emulated_grid():
     yield from emulated(parity)
 
 
+@pytest.fixture(autouse=True)
+def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transforms on tensor cores are tested in test_tensor_cores.py."""
+    monkeypatch.setenv("SURM_KERNELS_GPU_PRECISION", "float32")
+
+
 @pytest.fixture
 def kernels(emulated_grid):
     yield from as_it_was(emulated_grid)

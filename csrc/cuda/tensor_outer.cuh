@@ -1,0 +1,260 @@
+// The outer stage of a transform of n = R · 256: from pairs of tokens to R rows of 256 in shared memory, and back.
+//
+// R = 16 is a product with the 16-point transform; the tokens come in as they are, so the matrix is split into two of
+// bfloat16, which leaves nothing to round. R = 32 is the same on 512 values a row, with a stage of radix 2 in float32
+// behind it; out again both are one product with matrices of 32 points. R = 8 has real and imaginary part in one
+// matrix. R = 1, 3, 4 are butterflies in registers.
+#pragma once
+
+#include "tensor_tokens.cuh"
+
+namespace surm::cuda {
+
+template <int kRadix>
+struct OuterTables {
+  const TurnPair* in;     // of the warp and this lane
+  const uint4* matrices;  // of this lane
+
+  __device__ __forceinline__ OuterTables(const TurnPair* tables, const Worker<kRadix>& me)
+      : in(tables + TensorTables<kRadix>::kIn + me.warp * Outer<kRadix>::kSlots * kPairsOfCore + me.lane),
+        matrices(reinterpret_cast<const uint4*>(tables + TensorTables<kRadix>::kMatrices) + me.lane) {}
+
+  __device__ __forceinline__ uint4 matrix(int which) const { return matrices[which * kLanes]; }
+};
+
+// ---- in ----
+
+template <int kRadix>
+using Column = Complex<float>[Outer<kRadix>::kSlots];
+
+// One column of the stage, value i of all packets, by a product.
+template <int kRadix>
+struct UnitIn {
+  uint4 cos_high, sin_high, cos_low, sin_low;
+
+  __device__ __forceinline__ explicit UnitIn(const OuterTables<kRadix>& tables)
+      : cos_high(tables.matrix(kInCosHigh)),
+        sin_high(tables.matrix(kInSinHigh)),
+        cos_low(tables.matrix(kInCosLow)),
+        sin_low(tables.matrix(kInSinLow)) {}
+
+  __device__ __forceinline__ void operator()(const Packets<kRadix>& x, const uint32_t (&scales)[2], int i,
+                                             Complex<float> (&column)[4]) const {
+    uint32_t rows[2][2];
+    SURM_UNROLL
+    for (int part = 0; part < 2; ++part) {
+      SURM_UNROLL
+      for (int k = 0; k < 2; ++k) {
+        const uint32_t values = values_of(x.of_token[part][2 * k], x.of_token[part][2 * k + 1], i);
+        rows[part][k] = multiply_bfloat16(values, scales[part]);
+      }
+    }
+    float re[4] = {}, im[4] = {};
+    multiply_add<true>(re, cos_high, rows[0][0], rows[0][1]);
+    multiply_add<true>(re, cos_low, rows[0][0], rows[0][1]);
+    multiply_add<true>(re, sin_high, rows[1][0], rows[1][1]);
+    multiply_add<true>(re, sin_low, rows[1][0], rows[1][1]);
+    multiply_add<true>(im, cos_high, rows[1][0], rows[1][1]);
+    multiply_add<true>(im, cos_low, rows[1][0], rows[1][1]);
+    multiply_add<true>(im, negated(sin_high), rows[0][0], rows[0][1]);
+    multiply_add<true>(im, negated(sin_low), rows[0][0], rows[0][1]);
+    SURM_UNROLL
+    for (int k = 0; k < 4; ++k) column[k] = {re[k], im[k]};
+  }
+};
+
+template <>
+struct UnitIn<8> {
+  uint4 high, low;
+
+  __device__ __forceinline__ explicit UnitIn(const OuterTables<8>& tables)
+      : high(tables.matrix(kInHigh)), low(tables.matrix(kInLow)) {}
+
+  __device__ __forceinline__ void operator()(const Packets<8>& x, const uint32_t (&scales)[2], int i,
+                                             Complex<float> (&column)[2]) const {
+    uint32_t rows[2];
+    SURM_UNROLL
+    for (int part = 0; part < 2; ++part) {
+      rows[part] = multiply_bfloat16(values_of(x.of_token[part][0], x.of_token[part][1], i), scales[part]);
+    }
+    float sums[4] = {};
+    multiply_add<true>(sums, high, rows[0], rows[1]);
+    multiply_add<true>(sums, low, rows[0], rows[1]);
+    column[0] = {sums[0], sums[2]};
+    column[1] = {sums[1], sums[3]};
+  }
+};
+
+// The same by a butterfly.
+template <int kRadix>
+__device__ __forceinline__ void butterfly_in(const Packets<kRadix>& x, const uint32_t (&scales)[2], int i,
+                                             Complex<float> (&column)[kRadix]) {
+  SURM_UNROLL
+  for (int k = 0; k < kRadix; ++k) {
+    float values[2];
+    SURM_UNROLL
+    for (int part = 0; part < 2; ++part) {
+      const uint32_t word = word_of(x.of_token[part][k], i / 2);
+      values[part] = (i % 2 == 0 ? first_of(word) : second_of(word)) * first_of(scales[part]);
+    }
+    column[k] = {values[0], values[1]};
+  }
+  Butterfly<kRadix, false>::apply(column);
+}
+
+// R = 32: the stage of radix 2. Slots 2x and 2x + 1 are values 256 apart.
+__device__ __forceinline__ void radix_2_in(const TurnPair& turns, Complex<float> (&column)[4]) {
+  SURM_UNROLL
+  for (int x = 0; x < 2; ++x) {
+    const Complex<float> factor = x == 0 ? turns.first : turns.second;
+    const Complex<float> first = column[2 * x], second = multiply<false>(column[2 * x + 1], factor.re, factor.im);
+    column[2 * x] = first + second;
+    column[2 * x + 1] = first - second;
+  }
+}
+
+// `scales` are those of Magnitude16::in().
+template <int kRadix>
+__device__ __forceinline__ void outer_in(const Packets<kRadix>& x, const uint32_t (&scales)[2],
+                                         const TurnPair* all_tables, const Worker<kRadix>& worker,
+                                         const Planes<kRadix>& planes) {
+  using O = Outer<kRadix>;
+  const Worker<kRadix> me = worker.afresh();
+  const OuterTables<kRadix> tables(all_tables, me);
+  Complex<float> columns[8][O::kSlots];
+  if constexpr (O::kOnUnit) {
+    const UnitIn<kRadix> unit(tables);
+    SURM_UNROLL
+    for (int i = 0; i < 8; ++i) unit(x, scales, i, columns[i]);
+  } else {
+    SURM_UNROLL
+    for (int i = 0; i < 8; ++i) butterfly_in<kRadix>(x, scales, i, columns[i]);
+  }
+  if constexpr (kRadix == 32) {
+    const uint4 bits = tables.matrix(kInTurns);
+    const TurnPair turns{{__uint_as_float(bits.x), __uint_as_float(bits.y)},
+                         {__uint_as_float(bits.z), __uint_as_float(bits.w)}};
+    SURM_UNROLL
+    for (int i = 0; i < 8; ++i) radix_2_in(turns, columns[i]);
+  }
+  SURM_UNROLL
+  for (int slot = 0; slot < O::kSlots; ++slot) {
+    const bool trivial = !O::kOnUnit && slot == 0;
+    uint32_t re[4], im[4];
+    SURM_UNROLL
+    for (int i = 0; i < 8 && !trivial; i += 2) {
+      const TurnPair turns = tables.in[(slot * kQuarters + i / 2) * kLanes];
+      turn<false>(columns[i][slot].re, columns[i][slot].im, turns.first);
+      turn<false>(columns[i + 1][slot].re, columns[i + 1][slot].im, turns.second);
+    }
+    SURM_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const Complex<float>&a = columns[exchanged(2 * k)][slot], &b = columns[exchanged(2 * k + 1)][slot];
+      re[k] = float16_pair(a.re, b.re);
+      im[k] = float16_pair(a.im, b.im);
+    }
+    planes.store(O::row(me.lane, slot), O::column(me.warp, me.lane, slot) / 8, {re[0], re[1], re[2], re[3]},
+                 {im[0], im[1], im[2], im[3]});
+  }
+}
+
+// ---- out ----
+
+// What a token's values are multiplied by on the way out because the matrices were.
+template <int kRadix>
+constexpr float kOutScale = kRadix == 32  ? kMatrixScale32
+                            : kRadix >= 8 ? kMatrixScale
+                                          : 1.0f;
+
+// Calls store(part, place, values) for neighbouring values of both tokens, times kOutScale.
+template <int kRadix, class Store>
+__device__ __forceinline__ void unit_out(const OuterTables<kRadix>& tables, const Dft16& core, const Worker<kRadix>& me,
+                                         const Planes<kRadix>& planes, const Store& store) {
+  constexpr int kParts = kRadix == 32 ? 2 : 1, kRowOf = kRadix == 32 ? 2 * kCore : kCore;
+  const int quarter = me.warp % 4, second = me.warp / 4;  // 64 values of 256, and which 256 of a row
+  Dft16 dft = core;
+  if constexpr (kRadix == 32) dft = {tables.matrix(kOutCos + 2 * second), tables.matrix(kOutSin + 2 * second)};
+  float re[8][4] = {}, im[8][4] = {};
+  SURM_UNROLL
+  for (int part = 0; part < kParts; ++part) {
+    SURM_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      uint32_t words[4];
+      planes.load_column(16 * part, 8 * quarter + i, me.lane, words);
+      transform_columns<true>(dft, words[0], words[1], words[2], words[3], re[i], im[i]);
+    }
+    if (part + 1 < kParts && second != 0) dft = {negated(dft.cos), negated(dft.sin)};
+  }
+  SURM_UNROLL
+  for (int part = 0; part < 2; ++part) {
+    SURM_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const int row = exchanged(row_of_lane(me.lane)) + 8 * (k >> 1);
+      float values[8];
+      SURM_UNROLL
+      for (int i = 0; i < 8; ++i) values[i] = part == 0 ? re[i][k] : im[i][k];
+      store(part, row * kRowOf + kCore * second + 64 * quarter + 32 * (k & 1) + 8 * pair_of_lane(me.lane), values);
+    }
+  }
+}
+
+template <class Store>
+__device__ __forceinline__ void unit_out(const OuterTables<8>& tables, const Dft16&, const Worker<8>& me,
+                                         const Planes<8>& planes, const Store& store) {
+  const uint4 matrix = tables.matrix(kOut);
+  float sums[8][4] = {};
+  SURM_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    uint32_t words[2];
+    planes.load_column(8 * me.warp + i, me.lane, words);
+    multiply_add<false>(sums[i], matrix, words[0], words[1]);
+  }
+  SURM_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    const int row = exchanged(row_of_lane(me.lane));
+    float values[8];
+    SURM_UNROLL
+    for (int i = 0; i < 8; ++i) values[i] = sums[i][k];
+    store(k >> 1, row * kCore + 64 * me.warp + 32 * (k & 1) + 8 * pair_of_lane(me.lane), values);
+  }
+}
+
+template <int kRadix, class Store>
+__device__ __forceinline__ void butterfly_out(const Worker<kRadix>& me, const Planes<kRadix>& planes,
+                                              const Store& store) {
+  uint32_t re[kRadix][4], im[kRadix][4];
+  SURM_UNROLL
+  for (int row = 0; row < kRadix; ++row) planes.load_values(row, me.lane, re[row], im[row]);
+  SURM_UNROLL
+  for (int word = 0; word < 4; ++word) {
+    Complex<float> columns[2][kRadix];
+    SURM_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      SURM_UNROLL
+      for (int row = 0; row < kRadix; ++row) {
+        const auto value = [&](uint32_t bits) { return half_to_float(static_cast<uint16_t>(bits >> 16 * i)); };
+        columns[i][row] = {value(re[row][word]), value(im[row][word])};
+      }
+      Butterfly<kRadix, true>::apply(columns[i]);
+    }
+    SURM_UNROLL
+    for (int k = 0; k < kRadix; ++k) {
+      const int place = kCore * k + 64 * word + planes.column_of_lane(me.lane);
+      store(0, place, {columns[0][k].re, columns[1][k].re});
+      store(1, place, {columns[0][k].im, columns[1][k].im});
+    }
+  }
+}
+
+template <int kRadix, class Store>
+__device__ __forceinline__ void outer_out(const TurnPair* tables, const Dft16& core, const Worker<kRadix>& worker,
+                                          const Planes<kRadix>& planes, const Store& store) {
+  const Worker<kRadix> me = worker.afresh();
+  if constexpr (Outer<kRadix>::kOnUnit) {
+    unit_out(OuterTables<kRadix>(tables, me), core, me, planes, store);
+  } else {
+    butterfly_out(me, planes, store);
+  }
+}
+
+}  // namespace surm::cuda

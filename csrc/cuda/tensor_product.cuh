@@ -1,0 +1,85 @@
+// The product of tokens with one circulant matrix on the matrix unit.
+#pragma once
+
+#include "tensor_outer.cuh"
+
+namespace surm::cuda {
+
+struct TensorProductTask {
+  Tokens x, base;  // base has no data where there is none
+  uint16_t* y;     // contiguous
+  int tokens;
+  const TurnPair* tables;
+  const TurnPair* spectrum;  // what tensor_spectrum() made
+  float scale;               // makes up for the scales of the matrices, too
+};
+
+// Writes both tokens of a pair, times their factors; `places` of y and base begin at token 2 · pair.
+template <int kRadix, bool kBase>
+struct TensorStore {
+  uint16_t* y;
+  const uint16_t* base;
+  int64_t base_stride;
+  bool alone;  // the pair has one token
+  float factors[2];
+
+  template <int kCount>
+  __device__ __forceinline__ void operator()(int part, int place, const float (&values)[kCount]) const {
+    if (part == 1 && alone) return;
+    store_values<kBase>(y + part * Outer<kRadix>::kLength + place, base + part * base_stride + place, factors[part],
+                        values);
+  }
+};
+
+// Blocks of a multiprocessor for whose registers a kernel is compiled.
+template <int kRadix>
+constexpr int kProductBlocks = kRadix == 32 ? 1 : kRadix == 16 ? 3 : 4;
+
+template <int kRadix>
+constexpr int64_t kProductShared = Outer<kRadix>::kRowsOfBlock * Planes<kRadix>::kBytes + kLargestBytes<kRadix, 1>;
+
+template <int kRadix, bool kBase>
+__global__ void __launch_bounds__(Outer<kRadix>::kThreads, kProductBlocks<kRadix>)
+    tensor_product(const TensorProductTask task) {
+  using O = Outer<kRadix>;
+  const Worker<kRadix> me;
+  const Planes<kRadix> planes(me.row * Planes<kRadix>::kBytes);
+  const Shared<uint32_t> memory = shared_memory<uint32_t>(O::kRowsOfBlock * Planes<kRadix>::kBytes);
+  for (int pair = blockIdx.x * O::kRowsOfBlock + me.row; 2 * pair < task.tokens; pair += gridDim.x * O::kRowsOfBlock) {
+    const bool alone = 2 * pair + 1 == task.tokens;
+    uint32_t largest[1];
+    {
+      Packets<kRadix> x = load_pair(task.x, pair, task.tokens, me);
+      largest[0] = largest_of(x);
+      share_largest(largest, memory, me);
+      clear_unless_finite(x, largest[0]);
+      if (alone) largest[0] &= 0xffff;
+      outer_in(x, {Magnitude16(largest[0], 0).in(), Magnitude16(largest[0], 1).in()}, task.tables, me, planes);
+    }
+    me.wait();
+    const Core<kRadix> core(task.tables, afresh(me.lane));  // here, so that it takes no registers of the stage in
+    const TurnPair* spectrum = task.spectrum + 1 + me.lane;
+    const TurnPair* outward = task.tables + TensorTables<kRadix>::kOutward + me.lane;
+    SURM_NO_UNROLL
+    for (int i = 0; i < O::kCores; ++i) {
+      const int row = me.warp * O::kCores + i;
+      Sums sums = core.in(planes, row);
+      turn<false>(sums, spectrum + row * kPairsOfCore);
+      sums = core.out(sums);
+      if (kRadix > 1) turn<true>(sums, outward + row * kPairsOfCore);
+      __syncwarp();  // the row has been read
+      core.store(sums, planes, row);
+    }
+    me.wait();
+    const float scale = task.scale * task.spectrum[0].first.re;
+    const TensorStore<kRadix, kBase> store{
+        task.y + int64_t{2} * afresh(pair) * O::kLength,
+        kBase ? task.base.data + int64_t{2} * afresh(pair) * task.base.stride : nullptr,
+        task.base.stride,
+        alone,
+        {scale * Magnitude16(largest[0], 0).out(), scale * Magnitude16(largest[0], 1).out()}};
+    outer_out(task.tables, core.dft(), me, planes, store);
+  }
+}
+
+}  // namespace surm::cuda

@@ -1,0 +1,45 @@
+// The product with one circulant matrix of n = 256 · 1, 3, 4, 8, 16 or 32 values, and its gradients, on the matrix
+// unit: bfloat16 between float32 sums, which docs/gpu-kernels.md compares with the exact kernels of spectral_product.h.
+// No torch inside; what returns int returns a cudaError_t.
+#pragma once
+
+#include <cstdint>
+
+#include "butterflies.h"
+#include "shapes.h"
+
+namespace surm::cuda {
+
+struct TensorProduct {
+  int64_t length;  // n
+  int64_t tokens;
+
+  // Whether there is such a transform.
+  bool exists() const;
+
+  // Whether it may serve such rows, of which some may have no data: on the current device, in their type, as they lie
+  // in memory, and as SURM_KERNELS_GPU_PRECISION has it.
+  bool serves(StorageType type, ConstRows first, ConstRows second, bool gradient) const;
+
+  // Floats of a spectrum in its own order.
+  int64_t spectrum_values() const;
+  // Bytes of the partial sums of the gradient, and of the flags behind them.
+  int64_t sum_bytes() const;
+  int64_t flag_bytes() const;
+  // Blocks of threads that share the tokens of a gradient.
+  int64_t chunks() const;
+
+  // From the spectrum of spectral_product.h.
+  int make_spectrum(const Complex<float>* spectrum, void* to, void* stream) const;
+
+  // y = base + scale · product.
+  int matmul(ConstRows x, const void* spectrum, ConstRows base, double scale, void* y, void* stream) const;
+
+  // x_gradient (if not null) = scale · transposed product of g, by the spectrum of the transposed matrix, and the sums
+  // over chunks of tokens of the spectrum of the parameter's gradient, times gradient_scale().
+  int gradients(ConstRows g, ConstRows x, const void* spectrum, double scale, void* x_gradient, void* sums,
+                int* poisoned, void* stream) const;
+  static double gradient_scale();
+};
+
+}  // namespace surm::cuda
