@@ -30,6 +30,12 @@ PLANNED = {
     "sum_kernel": ((512, 2), (512, 2)),
     "stochastic_sum_kernel": ((256, 4), (256, 4)),
     "rounding_key_kernel": ((512, 1), (512, 1)),
+    "tensor_spectrum": ((512, 1), (512, 1)),
+}
+# The same of transforms on tensor cores, for each outer radix: twelve warps of a product at 4096, eight of gradients.
+TENSOR_PLANNED = {
+    "tensor_product": {**dict.fromkeys((1, 3, 4, 8), (128, 4)), 16: (128, 3), 32: (256, 1)},
+    "tensor_gradients": {**dict.fromkeys((1, 3, 4, 8, 16), (128, 2)), 32: (256, 1)},
 }
 # Of what is promised, sizes that are and are not powers of two.
 PROMISED = {"sm_80": (768, 1536, 3072, 4608, 8192), "sm_90": (8192, 11008, 13824, 14336, 16384)}
@@ -120,6 +126,8 @@ compiled = pytest.mark.skipif(bool(NOTHING), reason=NOTHING)
 
 def planned(usage: Usage) -> tuple[int, int]:
     """Threads of a block and blocks of a multiprocessor."""
+    if usage.function in TENSOR_PLANNED:
+        return TENSOR_PLANNED[usage.function][int(re.search(r"<(\d+)", usage.name)[1])]
     in_float32, in_float64 = PLANNED[usage.function]
     return in_float64 if "double" in usage.name else in_float32
 
@@ -140,7 +148,7 @@ def test_every_kernel_was_compiled_for_every_architecture() -> None:
     for usage in usages():
         kernels.setdefault(usage.name, set()).add(usage.architecture)
     assert all(architectures == wanted for architectures in kernels.values())
-    assert {usage.function for usage in usages()} == set(PLANNED)
+    assert {usage.function for usage in usages()} == {*PLANNED, *TENSOR_PLANNED}
 
 
 @every_kernel

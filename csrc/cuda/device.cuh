@@ -31,7 +31,9 @@ __host__ __device__ __forceinline__ uint16_t float_to_bfloat16(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 __device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-__host__ __device__ __forceinline__ uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
+__host__ __device__ __forceinline__ uint16_t float_to_half(float value) {
+  return __half_as_ushort(__float2half_rn(value));
+}
 
 using Grid = dim3;
 

@@ -33,7 +33,9 @@ struct TensorStore {
 
 // Blocks of a multiprocessor for whose registers a kernel is compiled.
 template <int kRadix>
-constexpr int kProductBlocks = kRadix == 32 ? 1 : kRadix == 16 ? 3 : 4;
+constexpr int kProductBlocks = kRadix == 32   ? 1
+                               : kRadix == 16 ? 3
+                                              : 4;
 
 template <int kRadix>
 constexpr int64_t kProductShared = Outer<kRadix>::kRowsOfBlock * Planes<kRadix>::kBytes + kLargestBytes<kRadix, 1>;

@@ -1,0 +1,113 @@
+"""What transforms on tensor cores take, counted in machine code: instructions and bytes for a complex value.
+
+A complex value is one number of each of two tokens. Counted is one round of the loop over pairs of tokens, the seldom
+taken ways in it included, where the loop over the transforms of 256 in it takes as many as a warp has. Only the
+compiler for which the counts are promised is held to them.
+"""
+
+import re
+import subprocess
+
+import pytest
+
+from build_support.extension import BUILD_FOLDER
+from build_support.ninja import ROOT
+from build_support.toolchain import Missing, find_nvcc
+from surm_kernels import _extension
+from tests.machine_code import Instruction, Loop, functions, main_loop
+
+COMPILER = "13.0"
+ARCHITECTURE = "sm_90"
+# Of an outer radix: transforms of 256 of a warp, and complex values of a thread.
+CORES = {1: 1, 3: 3, 4: 4, 8: 2, 16: 4, 32: 4}
+VALUES = {1: 8, 3: 24, 4: 32, 8: 16, 16: 32, 32: 32}
+# Of n = 4096; then of every size, where the compiler writes what a last token without a partner takes a second time.
+INSTRUCTIONS = {"product": 65, "pullback": 65, "backward": 100}
+INSTRUCTIONS_OF_ALL = {"product": 90, "pullback": 80, "backward": 120}
+BYTES = {"product": 55}
+KERNELS = {
+    "product": ("tensor_product", "tensor_product<{}, false>"),
+    "pullback": ("tensor_gradients", "tensor_gradients<{}, false>"),
+    "backward": ("tensor_gradients", "tensor_gradients<{}, true>"),
+}
+
+
+def why_not() -> str:
+    """Why nothing can be counted, empty where it can."""
+    if reason := _extension.why_no_cuda():
+        return reason
+    if missing := [source for source, _ in KERNELS.values() if not object_of(source).exists()]:
+        return f"the library was built elsewhere, without {object_of(missing[0])}"
+    try:
+        version = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    except (Missing, OSError, subprocess.CalledProcessError) as error:
+        return str(error)
+    found = re.search(r"release (\d+\.\d+)", version)
+    if found is None or found[1] != COMPILER:
+        return f"counts are promised of nvcc {COMPILER} alone, this is {found[1] if found else 'another'}"
+    wanted = ARCHITECTURE.removeprefix("sm_")
+    there = [entry.removesuffix("+PTX").replace(".", "") for entry in _extension.cuda_architectures.split()]
+    return "" if wanted in there else f"the library was not compiled for {ARCHITECTURE}"
+
+
+def object_of(source: str):
+    return ROOT / BUILD_FOLDER / f"cuda/{source}.cu.o"
+
+
+NOTHING = why_not()
+counted = pytest.mark.skipif(bool(NOTHING), reason=NOTHING)
+
+
+@pytest.fixture(scope="module")
+def code() -> dict[str, list[Instruction]]:
+    sources = {source for source, _ in KERNELS.values()}
+    return {name: one for source in sources for name, one in functions(object_of(source), ARCHITECTURE).items()}
+
+
+def loop_of(code: dict[str, list[Instruction]], kernel: str, radix: int) -> Loop:
+    loop = main_loop(code[KERNELS[kernel][1].format(radix)], "HMMA")
+    assert len(loop.inner) == (1 if CORES[radix] > 1 else 0)
+    return loop
+
+
+def instructions(loop: Loop, radix: int) -> float:
+    return loop.total(lambda _: 1, CORES[radix]) / VALUES[radix]
+
+
+@counted
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("radix", CORES)
+def test_instructions_for_a_complex_value(code, kernel: str, radix: int) -> None:
+    limits = INSTRUCTIONS if radix == 16 else INSTRUCTIONS_OF_ALL
+    assert instructions(loop_of(code, kernel, radix), radix) <= limits[kernel]
+
+
+@counted
+@pytest.mark.parametrize("kernel", BYTES)
+def test_bytes_through_l1_and_shared_memory_for_a_complex_value(code, kernel: str) -> None:
+    assert loop_of(code, kernel, 16).total(lambda one: one.bytes, CORES[16]) / VALUES[16] <= BYTES[kernel]
+
+
+@counted
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_loops_have_the_matrix_products_that_the_transforms_have(code, kernel: str) -> None:
+    """At 4096: two or four for each 16 values in a 16-point transform, four where its matrix is split in two."""
+    of_value = {"product": 7, "pullback": 8, "backward": 11}
+    loop = loop_of(code, kernel, 16)
+    assert loop.total(lambda one: one.operation.startswith("HMMA"), CORES[16]) == of_value[kernel] * VALUES[16]
+
+
+LISTING = (
+    *((0x00, "", "MOV R1, c[0x0][0x28]"), (0x10, "", "LDG.E.128 R4, [R2.64]"), (0x20, "", "HMMA.16816.F32 R4, R8")),
+    *((0x30, "", "LDSM.16.MT88.4 R4, [R2]"), (0x40, "@P0", "BRA 0x20"), (0x50, "", "BRA.DIV UR4, 0x90")),
+    *((0x60, "", "STS.64 [R0], R4"), (0x70, "", "BRA.U UP0, 0x10"), (0x80, "", "EXIT")),
+    *((0x90, "", "WARPSYNC R1"), (0xA0, "", "BRA 0x60")),
+)
+
+
+def test_a_loop_and_what_is_in_it_are_found_and_counted() -> None:
+    loop = main_loop([Instruction(*one) for one in LISTING], "HMMA")
+    assert [one.address for one in loop.code] == [0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70]
+    assert [[one.address for one in inner] for inner in loop.inner] == [[0x20, 0x30, 0x40]]
+    assert loop.total(lambda _: 1, 3) == 7 + 2 * 3
+    assert loop.total(lambda one: one.bytes, 3) == 16 + 3 * 16 + 8
