@@ -23,7 +23,7 @@ CORES = {1: 1, 3: 3, 4: 4, 8: 2, 16: 4, 32: 4}
 VALUES = {1: 8, 3: 24, 4: 32, 8: 16, 16: 32, 32: 32}
 # Of n = 4096; then of every size, where the compiler writes what a last token without a partner takes a second time.
 INSTRUCTIONS = {"product": 65, "pullback": 65, "backward": 100}
-INSTRUCTIONS_OF_ALL = {"product": 90, "pullback": 80, "backward": 120}
+INSTRUCTIONS_OF_ALL = {"product": 85, "pullback": 80, "backward": 115}
 BYTES = {"product": 55}
 KERNELS = {
     "product": ("tensor_product", "tensor_product<{}, false>"),

@@ -166,7 +166,7 @@ constexpr float kOutScale = kRadix == 32  ? kMatrixScale32
                             : kRadix >= 8 ? kMatrixScale
                                           : 1.0f;
 
-// Calls store(part, place, values) for neighbouring values of both tokens, times kOutScale.
+// Calls store(part, place, values) for neighbouring values of the tokens that it has, times kOutScale.
 template <int kRadix, class Store>
 __device__ __forceinline__ void unit_out(const OuterTables<kRadix>& tables, const Dft16& core, const Worker<kRadix>& me,
                                          const Planes<kRadix>& planes, const Store& store) {
@@ -187,6 +187,7 @@ __device__ __forceinline__ void unit_out(const OuterTables<kRadix>& tables, cons
   }
   SURM_UNROLL
   for (int part = 0; part < 2; ++part) {
+    if (!store.has(part)) continue;
     SURM_UNROLL
     for (int k = 0; k < 4; ++k) {
       const int row = exchanged(row_of_lane(me.lane)) + 8 * (k >> 1);
@@ -211,6 +212,7 @@ __device__ __forceinline__ void unit_out(const OuterTables<8>& tables, const Dft
   }
   SURM_UNROLL
   for (int k = 0; k < 4; ++k) {
+    if (!store.has(k >> 1)) continue;
     const int row = exchanged(row_of_lane(me.lane));
     float values[8];
     SURM_UNROLL
@@ -225,23 +227,30 @@ __device__ __forceinline__ void butterfly_out(const Worker<kRadix>& me, const Pl
   uint32_t re[kRadix][4], im[kRadix][4];
   SURM_UNROLL
   for (int row = 0; row < kRadix; ++row) planes.load_values(row, me.lane, re[row], im[row]);
+  Complex<float> columns[4][2][kRadix];
   SURM_UNROLL
   for (int word = 0; word < 4; ++word) {
-    Complex<float> columns[2][kRadix];
     SURM_UNROLL
     for (int i = 0; i < 2; ++i) {
       SURM_UNROLL
       for (int row = 0; row < kRadix; ++row) {
         const auto value = [&](uint32_t bits) { return half_to_float(static_cast<uint16_t>(bits >> 16 * i)); };
-        columns[i][row] = {value(re[row][word]), value(im[row][word])};
+        columns[word][i][row] = {value(re[row][word]), value(im[row][word])};
       }
-      Butterfly<kRadix, true>::apply(columns[i]);
+      Butterfly<kRadix, true>::apply(columns[word][i]);
     }
+  }
+  SURM_UNROLL
+  for (int part = 0; part < 2; ++part) {
+    if (!store.has(part)) continue;
     SURM_UNROLL
-    for (int k = 0; k < kRadix; ++k) {
-      const int place = kCore * k + 64 * word + planes.column_of_lane(me.lane);
-      store(0, place, {columns[0][k].re, columns[1][k].re});
-      store(1, place, {columns[0][k].im, columns[1][k].im});
+    for (int word = 0; word < 4; ++word) {
+      SURM_UNROLL
+      for (int k = 0; k < kRadix; ++k) {
+        const Complex<float>&first = columns[word][0][k], &second = columns[word][1][k];
+        store(part, kCore * k + 64 * word + planes.column_of_lane(me.lane),
+              {part == 0 ? first.re : first.im, part == 0 ? second.re : second.im});
+      }
     }
   }
 }

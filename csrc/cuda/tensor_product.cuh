@@ -23,9 +23,10 @@ struct TensorStore {
   bool alone;  // the pair has one token
   float factors[2];
 
+  __device__ __forceinline__ bool has(int part) const { return part == 0 || !alone; }
+
   template <int kCount>
   __device__ __forceinline__ void operator()(int part, int place, const float (&values)[kCount]) const {
-    if (part == 1 && alone) return;
     store_values<kBase>(y + part * Outer<kRadix>::kLength + place, base + part * base_stride + place, factors[part],
                         values);
   }

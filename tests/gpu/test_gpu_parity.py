@@ -16,6 +16,8 @@ from tests import adapted, oracle, updates
 from tests import test_grid as parity
 from tests.gpu import DEVICE, MISSING, moved
 from tests.grids import DTYPES, Grid, grid_of, grids_in_turns
+from tests.tensor_cores import DRAWS, KINDS, Draw, assert_contract, drawn
+from tests.tensor_cores import SIZES as TENSOR_SIZES
 from tests.test_grid import SCALE
 from tests.test_ldr import exact_results
 from tests.test_structure_gradients import WITH_TYPE, assert_gradients, exact_gradients, joined, tokens_of
@@ -37,6 +39,12 @@ TOKENS = (0, 1, 17, 130)
 
 dtypes = pytest.mark.parametrize("dtype", updates.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 wide_or_half = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+@pytest.fixture(autouse=True)
+def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transforms on tensor cores have tests of their own, which take this back."""
+    monkeypatch.setenv("SURM_KERNELS_GPU_PRECISION", "float32")
 
 
 @contextmanager
@@ -287,3 +295,21 @@ def test_a_compiled_training_step_is_the_eager_one(name: str) -> None:
     eager = training_step(structure.linear, g, x, *parameters)
     for a, b in zip(training_step(compiled, g, x, *parameters), eager, strict=True):
         assert oracle.error(a, b.double()) <= oracle.FLOAT32_TOLERANCE
+
+
+@cases("size, kind", in_turns(TENSOR_SIZES, list(KINDS)))
+def test_transforms_on_tensor_cores_keep_their_contract(size: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SURM_KERNELS_GPU_PRECISION")
+    draws = [drawn(size, 3 if REHEARSED else 129, kind) for _ in range(DRAWS)]
+
+    def results(draw: Draw) -> list[Tensor]:
+        c, x, g = moved(draw.c[None, None, None], draw.x, draw.g)
+        return [each.cpu() for each in (grid(x, c, None, CIRCULANT, size, 1.0, False), *gradients(c, x, g))]
+
+    def gradients(c: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+        return grid_backward(g, x, c, CIRCULANT, size, 1.0, False)
+
+    found = [results(draw) for draw in draws]
+    assert_contract([(y, draw.y()) for (y, _, _), draw in zip(found, draws, strict=True)])
+    assert_contract([(got, draw.x_gradient()) for (_, got, _), draw in zip(found, draws, strict=True)])
+    assert_contract([(got[0, 0, 0], draw.c_gradient()) for (_, _, got), draw in zip(found, draws, strict=True)])
