@@ -102,11 +102,12 @@ def _loops(code: list[Instruction]) -> list[set[int]]:
     for i, following in enumerate(after):
         for j in following:
             before[j].append(i)
+    entered = _reached(after, 0, len(code))
     bodies: dict[int, set[int]] = {}
     for last, following in enumerate(after):
         for first in following:
-            if first < last and last not in _reached(after, 0, first):
-                bodies.setdefault(first, {first}).update(_reached(before, last, first))
+            if first < last and last in entered and last not in _reached(after, 0, first):
+                bodies.setdefault(first, {first}).update(_reached(before, last, first) & entered)
     return list(bodies.values())
 
 

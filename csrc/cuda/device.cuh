@@ -28,11 +28,11 @@ __device__ __forceinline__ float bfloat16_to_float(uint16_t bits) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 __host__ __device__ __forceinline__ uint16_t float_to_bfloat16(float value) {
-  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+  return static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(value)).x;
 }
 __device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __host__ __device__ __forceinline__ uint16_t float_to_half(float value) {
-  return __half_as_ushort(__float2half_rn(value));
+  return static_cast<__half_raw>(__float2half_rn(value)).x;
 }
 
 using Grid = dim3;

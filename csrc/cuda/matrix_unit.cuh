@@ -66,8 +66,8 @@ __device__ __forceinline__ void load_matrices(Shared<const uint4> row, uint32_t 
 }
 
 __device__ __forceinline__ uint32_t float16_pair(float first, float second) {
-  uint32_t word;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  uint32_t word = 0;
+  SURM_MATRIX_UNIT("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
   return word;
 }
 

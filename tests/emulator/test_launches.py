@@ -27,6 +27,12 @@ def built():
     return emulated_kernels()
 
 
+@pytest.fixture(autouse=True)
+def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose shared memory the dispatcher asks for; transforms on tensor cores fall back to them."""
+    monkeypatch.setenv("SURM_KERNELS_GPU_PRECISION", "float32")
+
+
 @pytest.fixture
 def kernels(built):
     yield from as_it_was(built)
