@@ -340,16 +340,14 @@ class TestTraining:
         model = models.SentenceClassifier(torch.nn.Identity(), torch.nn.Linear(4, 2))
         features = torch.randn(3, 4)
         batches = [[0, 1, 2]] * steps
-        run = training.training_steps(
-            model, lambda indices: model.head(features[list(indices)]), torch.tensor([0, 1, 1]), batches, 0.0
-        )
+        loss = training.cross_entropy(lambda indices: model.head(features[list(indices)]), torch.tensor([0, 1, 1]))
+        run = training.training_steps(loss, [(list(model.head.parameters()), 5e-3), ([], 0.0)], batches)
         assert len(list(run)) == steps
 
     def test_a_diverging_loss_is_an_error(self) -> None:
         model = models.SentenceClassifier(torch.nn.Identity(), torch.nn.Linear(4, 2))
-        steps = training.training_steps(
-            model, lambda indices: model.head(torch.full((1, 4), torch.nan)), torch.tensor([0]), [[0]], 0.0
-        )
+        loss = training.cross_entropy(lambda indices: model.head(torch.full((1, 4), torch.nan)), torch.tensor([0]))
+        steps = training.training_steps(loss, [(list(model.head.parameters()), 5e-3)], [[0]])
         with pytest.raises(FloatingPointError, match="step 1 is nan"):
             next(steps)
 

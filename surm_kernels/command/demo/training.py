@@ -73,6 +73,8 @@ class RunResult:
 
 Emit = Callable[[Event], None]
 LogitsOf = Callable[[Sequence[int]], torch.Tensor]  # of the examples at some indices
+LossOf = Callable[[Sequence[int]], torch.Tensor]  # likewise, their mean
+Trained = Sequence[tuple[Sequence[torch.nn.Parameter], float]]  # groups of parameters, each with its learning rate
 
 
 class Tokenizer(Protocol):
@@ -137,15 +139,12 @@ def evaluation_steps(steps: int, evaluations: int = EVALUATIONS) -> set[int]:
 
 
 def make_optimizer(
-    model: SentenceClassifier, adapter_learning_rate: float, steps: int
+    trained: Trained, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW under a one-cycle schedule, with a learning rate of its own for the adapter and for the head."""
-    groups = [{"params": list(model.head.parameters())}]
-    rates = [HEAD_LEARNING_RATE]
-    if model.adapter_parameters():
-        groups.append({"params": model.adapter_parameters()})
-        rates.append(adapter_learning_rate)
-    optimizer = torch.optim.AdamW(groups)
+    """AdamW under a one-cycle schedule, each group with a learning rate of its own."""
+    groups = [(list(parameters), rate) for parameters, rate in trained if parameters]
+    optimizer = torch.optim.AdamW([{"params": parameters} for parameters, _ in groups])
+    rates = [rate for _, rate in groups]
     # A share that ends its warm-up exactly at the first step divides by zero, so very short runs warm up for half.
     warm_up = WARM_UP_SHARE if steps * WARM_UP_SHARE > 2 else 0.5
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(steps, 4), pct_start=warm_up)
@@ -153,18 +152,14 @@ def make_optimizer(
 
 
 def training_steps(
-    model: SentenceClassifier,
-    logits_of: LogitsOf,
-    labels: torch.Tensor,
-    batches: Sequence[Sequence[int]],
-    adapter_learning_rate: float,
+    loss_of: LossOf, trained: Trained, batches: Sequence[Sequence[int]]
 ) -> Iterator[tuple[float, float]]:
     """Trains on `batches` and yields the loss and the seconds of every step."""
-    optimizer, schedule = make_optimizer(model, adapter_learning_rate, len(batches))
+    optimizer, schedule = make_optimizer(trained, len(batches))
     for step, indices in enumerate(batches, start=1):
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits_of(indices), labels[list(indices)])
+        loss = loss_of(indices)
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -172,6 +167,11 @@ def training_steps(
         if not math.isfinite(value):
             raise FloatingPointError(f"training diverged: the loss of step {step} is {value}")
         yield value, time.perf_counter() - start
+
+
+def cross_entropy(logits_of: LogitsOf, labels: torch.Tensor) -> LossOf:
+    """The mean cross-entropy of the examples at some indices."""
+    return lambda indices: F.cross_entropy(logits_of(indices), labels[list(indices)])
 
 
 def run_method(
@@ -188,7 +188,11 @@ def run_method(
     seconds: list[float] = []
     accuracies: list[tuple[int, float]] = []
     emit(Event(0, steps))
-    for loss, duration in training_steps(model, train_logits, train.labels, batches, settings.adapter_learning_rate):
+    trained = (
+        (list(model.head.parameters()), HEAD_LEARNING_RATE),
+        (model.adapter_parameters(), settings.adapter_learning_rate),
+    )
+    for loss, duration in training_steps(cross_entropy(train_logits, train.labels), trained, batches):
         losses.append(loss)
         seconds.append(duration)
         emit(Event(len(losses), steps))
