@@ -125,7 +125,9 @@ METHODS = {
     "circulant_repo": Method("circulant, zero × N(0, 1)", _surm("circulant", init="repo"), 1e-3),
     "circulant_random": Method("circulant, both N(0, 0.02²)", _surm("circulant", init_weights=False), 1e-2),
     # adapters after the layers' outputs
-    "adapter_circulant": Method("circulant adapter", _by_peft("SurmConfig", form="adapter", target_modules=["output.dense"]), 4e-3),
+    "adapter_circulant": Method(
+        "circulant adapter", _surm("circulant", form="adapter", target_modules=["output.dense"]), 4e-3
+    ),
     "adapter_bottleneck": Method("Houlsby adapter, width 18", add_bottlenecks, 2e-3),
 }  # fmt: skip
 TABLE = tuple(METHODS)[: tuple(METHODS).index("block_circulant") + 1]

@@ -65,15 +65,14 @@ class Network(nn.Module):
         self.structure: structures.Structure | None = None
         self.update = nn.ParameterList()
 
-    def adapt(self, structure: structures.Structure | None) -> list[nn.Parameter]:
+    def adapt(self, structure: structures.Structure | None) -> list[Tensor]:
         """Freezes all but the middle layer's weight or its update, and returns what is trained."""
         self.requires_grad_(False)
         if structure is None:
-            return [self.middle.weight.requires_grad_()]
+            self.middle.weight.requires_grad = True
+            return [self.middle.weight]
         self.structure = structure
-        self.update.extend(
-            nn.Parameter(torch.empty(shape)) for shape in structure.parameter_shapes().values()
-        )
+        self.update.extend(nn.Parameter(torch.empty(shape)) for shape in structure.parameter_shapes().values())
         structure.initialise(tuple(self.update), "paper" if "paper" in structure.initialisations else "layer")
         return list(self.update)
 
@@ -90,7 +89,7 @@ class Network(nn.Module):
         return logits
 
 
-def fit(network: Network, trained: Sequence[nn.Parameter], data: tuple[Tensor, Tensor], rate: float, steps: int) -> None:
+def fit(network: Network, trained: Sequence[Tensor], data: tuple[Tensor, Tensor], rate: float, steps: int) -> None:
     """Adam on all points at once."""
     optimizer = torch.optim.Adam(trained, rate)
     for _ in range(steps):
@@ -100,9 +99,13 @@ def fit(network: Network, trained: Sequence[nn.Parameter], data: tuple[Tensor, T
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Linear CKA of two matrices whose rows belong together: |Y^T X|^2 / (|X^T X| |Y^T Y|), columns centred."""
+    """Linear CKA of two matrices whose rows belong together: |Y^T X|^2 / (|X^T X| |Y^T Y|), columns centred.
+
+    0 where one of them is constant.
+    """
     x, y = (each.double() - each.double().mean(0) for each in (first, second))
-    return ((y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())).item()
+    norms = (x.T @ x).norm() * (y.T @ y).norm()
+    return ((y.T @ x).square().sum() / norms).item() if norms else 0.0
 
 
 def tuned(seed: int, name: str, rate: float, steps: int) -> tuple[Network, Tensor, tuple[Tensor, Tensor]]:
@@ -173,7 +176,13 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     steps = 20 if arguments.tiny else 400
     rows = study(arguments.seeds, steps)
-    setting = {"title": "pinwheel of five arms", "points": POINTS, "width": WIDTH, "steps": steps, "seeds": arguments.seeds}
+    setting = {
+        "title": "pinwheel of five arms",
+        "points": POINTS,
+        "width": WIDTH,
+        "steps": steps,
+        "seeds": arguments.seeds,
+    }
     document = header("pinwheel", setting) | {"rows": rows}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     print(terminal.table(("update", "numbers", "rate", *MEASURES), list(map(cells, rows))))

@@ -103,7 +103,9 @@ def loss_curves(entries: Sequence[Entry], title: str) -> Figure:
     for entry, colour in zip(entries, COLOURS[1:], strict=False):
         curve = entry["loss_curve"]
         smooth = [sum(curve[max(0, step - 9) : step + 1]) / min(10, step + 1) for step in range(len(curve))]
-        axes.plot(range(1, len(smooth) + 1), smooth, color=colour, label=f"{entry['title']}, {entry['learning_rate']:g}")
+        axes.plot(
+            range(1, len(smooth) + 1), smooth, color=colour, label=f"{entry['title']}, {entry['learning_rate']:g}"
+        )
     _style(axes, title, "training step", "training loss")
     axes.legend(frameon=False, fontsize=9)
     return figure

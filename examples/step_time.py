@@ -77,6 +77,12 @@ def memory_of(method: str, tiny: bool, threads: int) -> float | None:
     return memory.growth()
 
 
+def in_fresh_process(call: Callable[..., float | None], *arguments: Any) -> float | None:
+    """What a call gives in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, arguments)
+
+
 def measured(methods: Sequence[str], tiny: bool, threads: int, effort: Effort) -> list[dict[str, Any]]:
     """The seconds, their multiples of the frozen model's, and the memory of each method."""
     model = encoder(tiny)
@@ -85,8 +91,7 @@ def measured(methods: Sequence[str], tiny: bool, threads: int, effort: Effort) -
     rows = []
     for method, own in zip(methods, times, strict=True):
         low, middle, high = statistics.quantiles([mine / other for mine, other in zip(own, frozen, strict=True)], n=4)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            memory = pool.apply(memory_of, (method, tiny, threads))
+        memory = in_fresh_process(memory_of, method, tiny, threads)
         rows.append(
             {
                 "method": method,

@@ -7,7 +7,7 @@ study's file as it ends, and one that is there already is not made again. A file
     summary     one object for every method and number of examples of which a learning rate was chosen:
         method, title, examples, adapter_parameters, head_parameters
         learning_rate, tried        the chosen one, and the validation loss of each, by rate (null where it diverged)
-        seeds, accuracies, losses   of the runs at the chosen rate: seeds, and accuracies and mean losses on the test set
+        seeds, accuracies, losses   of the runs at the chosen rate, the latter two on the test set
         mean, deviation             of the accuracies (sample deviation; null for less than two), null where none is
         perplexity                  exp of the mean of the losses
         effective_rank              means of those of the adapted weights before and after, over all seeds, or null
@@ -55,7 +55,7 @@ class Measures:
     validation_accuracy: float | None = None
     test_loss: float | None = None
     test_accuracy: float | None = None
-    effective_rank: tuple[float, float] | None = None
+    effective_rank: list[float] | None = None  # before and after
     update_norm: float | None = None
 
 
@@ -235,7 +235,12 @@ def _ensure(
 def add_arguments(parser: argparse.ArgumentParser, methods: Sequence[str] | None = None) -> None:
     """What all examples can be told; `methods` are those that are tried unless others are named."""
     parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), default=methods, metavar="METHOD", help=f"of {', '.join(METHODS)}"
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=methods,
+        metavar="METHOD",
+        help=f"of {', '.join(METHODS)}",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--tiny", action="store_true", help="a random model and made-up data, for tests")

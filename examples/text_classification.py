@@ -107,13 +107,11 @@ def tiny_material() -> Material:
     generator = random.Random(0)
     snippets = [
         Snippet(" ".join([word, *generator.choices(Words.known[3:], k=generator.randint(0, 5))]), label, str(film))
-        for film in range(60)
+        for film in range(240)
         for label, word in ((0, "bad"), (1, "good"))
     ]
     torch.manual_seed(0)
-    shape = BertConfig(
-        vocab_size=8, hidden_size=384, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
+    shape = BertConfig(vocab_size=8, hidden_size=384, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     return Material(snippets, Words(), BertModel(shape, add_pooling_layer=False), 384, 32, 16, 16)
 
 
@@ -130,9 +128,7 @@ class Study:
         material = self.material
         seen, test = split_by_film(material.snippets, examples + material.validation, material.test, seed)
         parts = seen[:examples], seen[examples:], test
-        first, second, third = (
-            sentences_halfway(material.encoder, encode(part, material.tokenizer)) for part in parts
-        )
+        first, second, third = (sentences_halfway(material.encoder, encode(part, material.tokenizer)) for part in parts)
         return first, second, third
 
     def __call__(self, method: str, examples: int, learning_rate: float, seed: int) -> Measures:

@@ -64,7 +64,7 @@ def updates(model: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             yield layer.base_layer.weight, layer.get_delta_weight("default")
 
 
-def spectra(model: nn.Module) -> tuple[tuple[float, float] | None, float | None]:
+def spectra(model: nn.Module) -> tuple[list[float] | None, float | None]:
     """Means over the adapted weights: effective ranks before and after, and the update's norm over the weight's."""
     pairs = list(updates(model))
     if not pairs:
@@ -72,4 +72,4 @@ def spectra(model: nn.Module) -> tuple[tuple[float, float] | None, float | None]
     before = statistics.fmean(siva.effective_rank(weight) for weight, _ in pairs)
     after = statistics.fmean(siva.effective_rank(weight + update) for weight, update in pairs)
     norm = statistics.fmean((update.norm() / weight.norm()).item() for weight, update in pairs)
-    return (before, after), norm
+    return [before, after], norm

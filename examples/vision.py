@@ -226,7 +226,9 @@ def main(words: Sequence[str] | None = None) -> None:
     prepare_environment()
     model = tiny_vit() if arguments.tiny else vit()
     folder = arguments.results or (Path(tempfile.mkdtemp()) if arguments.tiny else FOLDER)
-    for name, data in {"stripes": TINY}.items() if arguments.tiny else {key: DATA[key] for key in arguments.data}.items():
+    for name, data in (
+        {"stripes": TINY}.items() if arguments.tiny else {key: DATA[key] for key in arguments.data}.items()
+    ):
         setting = {
             "title": f"ViT on {data.title}",
             "examples": data.examples,

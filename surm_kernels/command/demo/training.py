@@ -138,9 +138,7 @@ def evaluation_steps(steps: int, evaluations: int = EVALUATIONS) -> set[int]:
     return {max(1, round(steps * number / evaluations)) for number in range(1, evaluations + 1)}
 
 
-def make_optimizer(
-    trained: Trained, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def make_optimizer(trained: Trained, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW under a one-cycle schedule, each group with a learning rate of its own."""
     groups = [(list(parameters), rate) for parameters, rate in trained if parameters]
     optimizer = torch.optim.AdamW([{"params": parameters} for parameters, _ in groups])
