@@ -99,8 +99,8 @@ METHODS = {
     "siva_950_top": Method("SiVA 0.95, top", _siva(0.95, "top"), 4e-2),
     "siva_950_random": Method("SiVA 0.95, random", _siva(0.95, "random"), 4e-2),
     "siva_997_bottom": Method("SiVA 0.997, bottom", _siva(0.997), 4e-2),
-    "siva_997_top": Method("SiVA 0.997, top", _siva(0.997, "top"), 4e-2),
-    "siva_997_random": Method("SiVA 0.997, random", _siva(0.997, "random"), 4e-2),
+    "siva_997_top": Method("SiVA 0.997, top", _siva(0.997, "top"), follows="siva_997_bottom"),
+    "siva_997_random": Method("SiVA 0.997, random", _siva(0.997, "random"), follows="siva_997_bottom"),
     "circulant_diagonal": Method("CirculantDiagonal", _surm("circulant_diagonal"), 1e-3),
     # C3A's matrices with the right gradient, no factor of 1 / 384, so that rates are as much smaller
     "block_circulant": Method("SURM block circulant, block 192", _surm("block_circulant", block_size=192), 1e-3),

@@ -69,6 +69,10 @@ class Run:
     seed: int
     measures: Measures
 
+    @property
+    def identity(self) -> tuple[str, int, float, int]:
+        return self.method, self.examples, self.learning_rate, self.seed
+
 
 @dataclass(frozen=True)
 class Task:
@@ -108,12 +112,9 @@ class Results:
         with self._lock:
             self.runs = self._read()
 
-    def find(self, method: str, examples: int, learning_rate: float, seed: int) -> Run | None:
-        """The run of these, if it was made."""
-        for run in self.runs:
-            if (run.method, run.examples, run.learning_rate, run.seed) == (method, examples, learning_rate, seed):
-                return run
-        return None
+    def has(self, *identity: Any) -> bool:
+        """Whether the run of a method, a number of examples, a learning rate and a seed was made."""
+        return any(run.identity == identity for run in self.runs)
 
     def tried(self, method: str, examples: int, seed: int) -> dict[float, float]:
         """The validation loss of each learning rate, infinite where the training diverged."""
@@ -126,7 +127,7 @@ class Results:
     def add(self, run: Run) -> None:
         """Adds a run to the file, beside what other processes have added."""
         with self._lock:
-            self.runs = [*self._read(), run]
+            self.runs = [*(other for other in self._read() if other.identity != run.identity), run]
             write_files(self.file.parent, {self.file.name: self._text().encode()})
 
     def _read(self) -> list[Run]:
@@ -222,7 +223,7 @@ def _chosen_rate(results: Results, task: Task, seed: int, train: Train, progress
 def _ensure(
     results: Results, method: str, examples: int, rate: float, seed: int, train: Train, progress: Progress
 ) -> None:
-    if results.find(method, examples, rate, seed) is not None:
+    if results.has(method, examples, rate, seed):
         return
     progress.begin(f"{METHODS[method].title}, {examples} examples, learning rate {rate:g}, seed {seed}")
     measures = train(method, examples, rate, seed)

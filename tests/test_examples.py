@@ -131,8 +131,14 @@ class TestResults:
         first.add(made_run(seed=0))
         second.add(made_run(seed=1))
         assert Results(tmp_path / "file.json", {}).runs == [made_run(seed=0), made_run(seed=1)]
-        assert second.find("circulant", 32, 1e-2, 0) == made_run(seed=0)
-        assert second.find("circulant", 32, 1e-2, 2) is None
+        assert second.has("circulant", 32, 1e-2, 0)
+        assert not second.has("circulant", 32, 1e-2, 2)
+
+    def test_a_run_that_two_processes_made_is_kept_once(self, tmp_path: Path) -> None:
+        results = Results(tmp_path / "file.json", study.header("test", {}))
+        results.add(made_run(loss=0.6))
+        results.add(made_run(loss=0.5))
+        assert results.runs == [made_run(loss=0.5)]
 
     def test_the_summary_is_that_of_the_chosen_rate(self) -> None:
         runs = [
