@@ -34,6 +34,7 @@ TWIST = 0.25
 RATES = tuple(1e-3 * 4**power for power in range(5))
 CHOOSING = 3  # seeds to choose a rate by
 MEASURES = ("updates", "weights", "outputs", "accuracy")
+HEADINGS = ("update", "numbers", "rate", *MEASURES)
 
 UPDATES: dict[str, structures.Structure | None] = {
     "full": None,
@@ -187,7 +188,7 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     document = header("pinwheel", setting) | {"rows": rows}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    print(terminal.table(("update", "numbers", "rate", *MEASURES), list(map(cells, rows))))
+    print(terminal.table(HEADINGS, list(map(cells, rows))))
     for file in write_files(arguments.results, {"pinwheel.json": text.encode()}):
         print(f"wrote {file}")
 

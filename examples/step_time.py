@@ -34,6 +34,7 @@ from surm_kernels.command.usage import positive_integer
 
 SENTENCES, TOKENS = 16, 32
 FROZEN = "probe"
+HEADINGS = ("method", "ms a step", "of the frozen model's", "MB")
 
 
 def encoder(tiny: bool) -> Any:
@@ -126,7 +127,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "shared": load > 0.5,
     }
     document = header("step_time", setting) | {"rows": rows}
-    print(terminal.table(("method", "ms a step", "of the frozen model's", "MB"), list(map(cells, rows))))
+    print(terminal.table(HEADINGS, list(map(cells, rows))))
     print("other programs wanted the machine: not to be quoted" if setting["shared"] else "a quiet machine")
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     for file in write_files(arguments.results, {"step_time.json": text.encode()}):

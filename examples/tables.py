@@ -1,18 +1,27 @@
-"""Tables of studies in Markdown, from their files: `python -m examples.tables FILE …` prints them.
+"""Tables of studies in Markdown, from their files: `python -m examples.tables [--against METHOD] FILE …` prints them.
 
-After the table of a classification comes how the effective rank goes with the accuracy, over all its runs.
+Gains are differences seed by seed, from the probe unless another method is named: points of accuracy, per cent of
+perplexity. After the table of a classification comes how the change of the effective rank goes with the gain over the
+probe, over all its runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HEADINGS = ("method", "numbers", "learning rate", "accuracy", "above nothing adapted", "effective rank", "‖ΔW‖ / ‖W‖")
+from examples import pinwheel, step_time
+from examples.methods import METHODS
+
+HEADINGS = ("method", "numbers", "learning rate", "result", "above {}", "effective rank", "‖ΔW‖ / ‖W‖")
+
+#: Files that are no studies, and how a row of theirs is shown.
+OTHERS = {"pinwheel": (pinwheel.HEADINGS, pinwheel.cells), "step_time": (step_time.HEADINGS, step_time.cells)}
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -21,21 +30,22 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (headings, marks, *rows))
 
 
-def study_table(document: Mapping[str, Any], examples: int) -> str:
+def study_table(document: Mapping[str, Any], examples: int, against: str = "probe") -> str:
     """A row for each method that was tried with so many examples."""
     entries = [entry for entry in document["summary"] if entry["examples"] == examples]
-    probe = next((entry for entry in entries if not entry["adapter_parameters"]), None)
-    return markdown(HEADINGS, [_cells(entry, probe) for entry in entries])
+    other = next((entry for entry in entries if entry["method"] == against), None)
+    headings = [heading.format(other["title"] if other else against) for heading in HEADINGS]
+    return markdown(headings, [_cells(entry, other) for entry in entries])
 
 
-def _cells(entry: Mapping[str, Any], probe: Mapping[str, Any] | None) -> list[str]:
+def _cells(entry: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[str]:
     ranks, norm = entry["effective_rank"], entry["update_norm"]
     return [
         entry["title"],
         f"{entry['adapter_parameters']:,}",
         f"{entry['learning_rate']:g}" + _edge(entry) if entry["learning_rate"] else "",
         _spread(entry),
-        _above(entry, probe) if probe is not entry else "",
+        _above(entry, other) if other is not entry else "",
         f"{ranks[1] - ranks[0]:+.2f}" if ranks else "",
         f"{norm:.3f}" if norm is not None else "",
     ]
@@ -55,44 +65,50 @@ def _spread(entry: Mapping[str, Any]) -> str:
     return f"{100 * entry['mean']:.1f}{deviation}"
 
 
-def _above(entry: Mapping[str, Any], probe: Mapping[str, Any] | None) -> str:
-    """Differences of the accuracies in points, seed by seed, where both have the seed: their mean and deviation."""
-    if probe is None or entry["mean"] is None:
+def _above(entry: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
+    """The mean and deviation of the gains over another method, over the seeds that both have."""
+    found = [] if other is None else list(gains(entry, other).values())
+    if not found:
         return ""
-    others = dict(zip(probe["seeds"], probe["accuracies"], strict=True))
-    gains = [
-        100 * (accuracy - others[seed])
-        for seed, accuracy in zip(entry["seeds"], entry["accuracies"], strict=True)
-        if seed in others and accuracy is not None
-    ]
-    if not gains:
-        return ""
-    deviation = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
-    return f"{statistics.fmean(gains):+.1f}{deviation}"
+    deviation = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):+.1f}{deviation}" + (" %" if entry["mean"] is None else "")
+
+
+def gains(entry: Mapping[str, Any], other: Mapping[str, Any]) -> dict[int, float]:
+    """By seed, how many points of accuracy above another method, or how many per cent of its perplexity."""
+    measure = "losses" if entry["mean"] is None else "accuracies"
+    others = dict(zip(other["seeds"], other[measure], strict=True))
+    pairs = {
+        seed: (value, others[seed])
+        for seed, value in zip(entry["seeds"], entry[measure], strict=True)
+        if value is not None and others.get(seed) is not None
+    }
+    if measure == "losses":
+        return {seed: 100 * math.expm1(own - theirs) for seed, (own, theirs) in pairs.items()}
+    return {seed: 100 * (own - theirs) for seed, (own, theirs) in pairs.items()}
 
 
 def rank_line(document: Mapping[str, Any]) -> str | None:
-    """How the change of the effective rank goes with accuracy, over runs at chosen rates with the usual examples."""
-    rates = {
-        entry["method"]: entry["learning_rate"]
-        for entry in document["summary"]
-        if entry["examples"] == document["setting"]["examples"]
-    }
-    pairs = [
-        (run["effective_rank"][1] - run["effective_rank"][0], run["test_accuracy"])
-        for run in document["runs"]
-        if run["effective_rank"]
-        and run["test_accuracy"] is not None
-        and run["examples"] == document["setting"]["examples"]
-        and run["learning_rate"] == rates[run["method"]]
-    ]
-    if len(pairs) < 3:
+    """How the change of the effective rank goes with the gain over the probe, by runs with the usual examples."""
+    usual = document["setting"]["examples"]
+    entries = {entry["method"]: entry for entry in document["summary"] if entry["examples"] == usual}
+    if "probe" not in entries:
         return None
-    changes, accuracies = zip(*pairs, strict=True)
-    pearson = statistics.correlation(changes, accuracies)
-    spearman = statistics.correlation(_ranks(changes), _ranks(accuracies))
+    changes, above = [], []
+    for run in document["runs"]:
+        entry = entries.get(run["method"])
+        if not entry or (run["examples"], run["learning_rate"]) != (usual, entry["learning_rate"]):
+            continue
+        gain = gains(entry, entries["probe"]).get(run["seed"])
+        if run["effective_rank"] and gain is not None:
+            changes.append(run["effective_rank"][1] - run["effective_rank"][0])
+            above.append(gain)
+    if len(changes) < 3:
+        return None
+    pearson = statistics.correlation(changes, above)
+    spearman = statistics.correlation(_ranks(changes), _ranks(above))
     return (
-        f"Change of the effective rank and accuracy over {len(pairs)} runs: Pearson {pearson:+.2f}, "
+        f"Change of the effective rank and gain over the probe, {len(changes)} runs: Pearson {pearson:+.2f}, "
         f"Spearman {spearman:+.2f}."
     )
 
@@ -103,16 +119,25 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
 
 
-def main(files: Sequence[str]) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Prints the tables of all files."""
-    for name in files:
-        document = json.loads(Path(name).read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description="Tables of studies in Markdown.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--against", choices=list(METHODS), default="probe", metavar="METHOD", help="default: probe")
+    arguments = parser.parse_args(words)
+    for file in arguments.files:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        title = document["setting"]["title"]
+        if document["example"] in OTHERS:
+            headings, cells = OTHERS[document["example"]]
+            print(f"\n{title}\n\n{markdown(headings, list(map(cells, document['rows'])))}")
+            continue
         for examples in sorted({entry["examples"] for entry in document["summary"]}):
-            print(f"\n{document['setting']['title']}, {examples} examples\n\n{study_table(document, examples)}")
+            print(f"\n{title}, {examples} examples\n\n{study_table(document, examples, arguments.against)}")
         line = rank_line(document)
         if line:
             print(f"\n{line}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
