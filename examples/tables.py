@@ -18,7 +18,9 @@ from typing import Any
 from examples import pinwheel, step_time
 from examples.methods import METHODS
 
-HEADINGS = ("method", "numbers", "learning rate", "result", "above {}", "effective rank", "‖ΔW‖ / ‖W‖")
+HEADINGS = (
+    "method", "numbers", "learning rate", "seeds", "result", "above {}", "effective rank", "‖ΔW‖ / ‖W‖",
+)  # fmt: skip
 
 #: Files that are no studies, and how a row of theirs is shown.
 OTHERS = {"pinwheel": (pinwheel.HEADINGS, pinwheel.cells), "step_time": (step_time.HEADINGS, step_time.cells)}
@@ -44,6 +46,7 @@ def _cells(entry: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[st
         entry["title"],
         f"{entry['adapter_parameters']:,}",
         f"{entry['learning_rate']:g}" + _edge(entry) if entry["learning_rate"] else "",
+        f"{len(entry['seeds'])}",
         _spread(entry),
         _above(entry, other) if other is not entry else "",
         f"{ranks[1] - ranks[0]:+.2f}" if ranks else "",

@@ -162,7 +162,7 @@ class TestResults:
             results.add(made_run(seed=seed, accuracy=0.7 + seed / 100))
             results.add(made_run("circulant_repo", seed=seed))
         document = json.loads((tmp_path / "file.json").read_text())
-        assert "| SURM circulant | 24 | 0.01 | 71.0 ± 1.0 | +11.0 ± 1.0 | +0.50 | 0.100 |" in tables.study_table(
+        assert "| SURM circulant | 24 | 0.01 | 3 | 71.0 ± 1.0 | +11.0 ± 1.0 | +0.50 | 0.100 |" in tables.study_table(
             document, 32
         )
         assert [file.name for file in plots.draw(tmp_path / "file.json")] == ["file.png", "file_starts.png"]
