@@ -344,6 +344,13 @@ class TestCheck:
         assert accuracy.deviation(zero.to(dtype), zero).ok
         assert not accuracy.deviation(zero.to(dtype) + 1e-3, zero).ok
 
+    def test_more_is_allowed_only_where_tensor_cores_may_serve(self, monkeypatch) -> None:
+        monkeypatch.setenv("SURM_KERNELS_GPU_PRECISION", "auto")
+        assert accuracy.factor(torch.bfloat16, "cuda") == 1.2
+        assert accuracy.factor(torch.bfloat16, "cpu") == accuracy.factor(torch.float16, "cuda") == 1.05
+        monkeypatch.setenv("SURM_KERNELS_GPU_PRECISION", "float32")
+        assert accuracy.factor(torch.bfloat16, "cuda") == 1.05
+
 
 class TestHarness:
     @staticmethod

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from surm_kernels import _environment
+
 FLOAT32_LIMIT = 2e-6
 LIMITS = {torch.float64: 1e-14, torch.float32: FLOAT32_LIMIT}
 ROUNDING_FACTOR = 1.05  # 16-bit results: times the error of rounding the exact answer
@@ -47,6 +49,14 @@ def error(got: Tensor, exact: Tensor) -> float:
     return distance / size if size else (0.0 if distance == 0 else math.inf)
 
 
+def factor(dtype: torch.dtype, device_type: str, roundings: int = 1) -> float:
+    """What is allowed of a result in 16 bits, as a multiple of the error of rounding the exact answer."""
+    precise = device_type != "cuda" or _environment.read("SURM_KERNELS_GPU_PRECISION") == "float32"
+    if precise or dtype != torch.bfloat16:
+        return ROUNDINGS_FACTORS[roundings]
+    return max(ROUNDINGS_FACTORS[roundings], TENSOR_CORES_FACTOR)
+
+
 def deviation(got: Tensor, exact: Tensor, roundings: int = 1) -> Deviation:
     """The error of a result, with the limit for its type; `exact` is float64.
 
@@ -55,9 +65,7 @@ def deviation(got: Tensor, exact: Tensor, roundings: int = 1) -> Deviation:
     """
     limit = LIMITS.get(got.dtype)
     if limit is None:
-        on_tensor_cores = got.is_cuda and got.dtype == torch.bfloat16
-        factor = max(ROUNDINGS_FACTORS[roundings], TENSOR_CORES_FACTOR if on_tensor_cores else 0)
-        limit = factor * error(exact.to(got.dtype), exact) + FLOAT32_LIMIT
+        limit = factor(got.dtype, got.device.type, roundings) * error(exact.to(got.dtype), exact) + FLOAT32_LIMIT
     return Deviation(error(got, exact), limit)
 
 
