@@ -35,15 +35,17 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def study_table(document: Mapping[str, Any], examples: int, against: str = "probe") -> str:
     """A row for each method that was tried with so many examples."""
     entries = [entry for entry in document["summary"] if entry["examples"] == examples]
+    titles = {entry["method"]: entry["title"] for entry in entries}
+    if "probe" in document["setting"]:  # what is not adapted has no head to train either
+        titles["probe"] = document["setting"]["probe"]
     other = next((entry for entry in entries if entry["method"] == against), None)
-    headings = [heading.format(other["title"] if other else against) for heading in HEADINGS]
-    return markdown(headings, [_cells(entry, other) for entry in entries])
+    headings = [heading.format(titles.get(against, against)) for heading in HEADINGS]
+    return markdown(headings, [[titles[entry["method"]], *_cells(entry, other)] for entry in entries])
 
 
 def _cells(entry: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[str]:
     ranks, norm = entry["effective_rank"], entry["update_norm"]
     return [
-        entry["title"],
         f"{entry['adapter_parameters']:,}",
         f"{entry['learning_rate']:g}" + _edge(entry) if entry["learning_rate"] else "",
         f"{len(entry['seeds'])}",
@@ -63,7 +65,9 @@ def _edge(entry: Mapping[str, Any]) -> str:
 def _spread(entry: Mapping[str, Any]) -> str:
     """Accuracy, or the perplexities of a language model: mean and sample deviation over the seeds."""
     if entry["mean"] is None:
-        return "diverged" if entry["perplexity"] is None else f"{entry['perplexity']:.2f}"
+        perplexities = [math.exp(loss) for loss in entry["losses"] if loss is not None]
+        spread = f" ± {statistics.stdev(perplexities):.1f}" if len(perplexities) > 1 else ""
+        return f"{entry['perplexity']:.1f}{spread}" if perplexities else "diverged"
     deviation = "" if entry["deviation"] is None else f" ± {100 * entry['deviation']:.1f}"
     return f"{100 * entry['mean']:.1f}{deviation}"
 

@@ -167,6 +167,17 @@ class TestResults:
         )
         assert [file.name for file in plots.draw(tmp_path / "file.json")] == ["file.png", "file_starts.png"]
 
+    def test_a_language_model_is_compared_with_itself_before_training(self, tmp_path: Path) -> None:
+        setting = {"title": "a test", "examples": 32, "probe": "before training"}
+        results = Results(tmp_path / "file.json", study.header("test", setting))
+        for seed, loss in enumerate((1.0, 2.0)):
+            results.add(Run("probe", 32, 0.0, seed, Measures(0, 0, [], 0.0, 3.0, None, 3.0)))
+            results.add(Run("circulant", 32, 1e-2, seed, Measures(24, 0, [3.0], 1.0, loss, None, loss)))
+        lines = tables.study_table(json.loads((tmp_path / "file.json").read_text()), 32).splitlines()
+        assert "above before training" in lines[0]
+        assert lines[2].startswith("| before training | 0 |  | 2 | 20.1 ± 0.0 |  |")
+        assert lines[3].startswith("| SURM circulant | 24 | 0.01 | 2 | 4.5 ± 3.3 | -74.8 ± 16.4 % |")
+
     def test_ranks_share_places(self) -> None:
         assert tables._ranks([3.0, 1.0, 3.0, 2.0]) == [2.5, 0.0, 2.5, 1.0]
 
