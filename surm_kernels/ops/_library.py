@@ -50,14 +50,20 @@ def _as_kernel(reference: Callable[..., Any]) -> Callable[..., Any]:
     """The reference as an operator runs it: torch leaves autograd and autocast on below one that has no own kernel."""
 
     def kernel(x: Tensor, *rest: Any) -> Any:
-        with torch.no_grad(), without_autocast(x):
+        with _without_gradients(), without_autocast(x):
             return reference(x, *rest)
 
     return kernel
 
 
+# Entering a context of torch's costs more than a small kernel, so there is none where it would change nothing.
+
+
+def _without_gradients() -> AbstractContextManager[object]:
+    return torch.no_grad() if torch.is_grad_enabled() else _UNCHANGED
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context where the products of tensors like x keep their type."""
     device = "cpu" if x.is_cpu or x.is_meta else x.device.type
-    # Entering a context of autocast costs more than a small kernel.
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _UNCHANGED
