@@ -1,8 +1,9 @@
 """What a call costs beside its arithmetic: microseconds of every layer of Python and dispatch, at a size without work.
 
-An adapted layer of 16 features with one token, beside the frozen layer alone and PEFT's LoRA: its step (forward, the
-gradients of the input and of what is trained) and its call without gradients, then what each floor of the step takes by
-itself, called again and again. A whole step takes more than its floors: nothing of it is in the processor's caches.
+An adapted layer of 16 features with one token, beside the frozen layer alone and PEFT's LoRA, and a circulant layer
+beside a torch.nn.Linear that is trained: the step (forward, the gradients of the input and of what is trained) and the
+call without gradients, then what each floor of the adapted step takes by itself, called again and again. A whole step
+takes more than its floors: nothing of it is in the processor's caches.
 
 `python -m benchmarks.overhead [--strategy direct|merged] [--dtype TYPE]` prints a table in Markdown, on one thread.
 """
@@ -18,7 +19,7 @@ from surm_kernels._timing import Effort, samples
 from surm_kernels.command.bench import report
 from surm_kernels.command.bench.records import Grid
 from surm_kernels.cost_constants import MEASURED_TYPES
-from surm_kernels.nn import AdaptedLinear
+from surm_kernels.nn import AdaptedLinear, CirculantLinear
 from surm_kernels.nn._adapted import record
 from surm_kernels.nn._base import require_frozen
 from surm_kernels.structures import CirculantProduct
@@ -109,6 +110,8 @@ def main(words: Sequence[str] | None = None) -> None:
     dtype = getattr(torch, given.dtype)
     ours = AdaptedLinear(frozen(), CirculantProduct(FEATURES, FEATURES), strategy=given.strategy)
     layers = {"frozen layer alone": frozen(), "PEFT LoRA, r = 8": lora(), "adapted, circulant product": ours}
+    layers["nn.Linear, trained"] = nn.Linear(FEATURES, FEATURES)
+    layers["CirculantLinear"] = CirculantLinear(FEATURES, FEATURES)
     steps = {name: Step(layer, dtype) for name, layer in layers.items() if layer is not None}
     calls: dict[str, Call] = {f"step: {name}": step for name, step in steps.items()}
     calls |= {f"without gradients: {name}": step.without_gradients for name, step in steps.items()}

@@ -171,6 +171,23 @@ def test_outputs_start_with_the_variance_of_nn_linear(name: str) -> None:
     assert not torch.equal(layer(x), before)
 
 
+@layer_cases
+def test_layers_have_the_derivatives_of_their_structures_with_few_nodes_in_the_graph(name: str) -> None:
+    layer = make(name, dtype=torch.float64)
+    leaves = [p for p in layer.parameters()]
+    for leading in ((3,), (2, 3), ()):
+        x = torch.randn(*leading, layer.in_features, dtype=torch.float64, requires_grad=True)
+        results = layer(x), layer.structure.linear(x, *layer.structured_parameters(), base=layer.bias)
+        if layer.structure.by_formula and x.dim() == 2:
+            assert results[0].grad_fn.name() == "AdaptedBackward"
+        g = torch.randn_like(results[0])
+        first = [torch.autograd.grad(y, (x, *leaves), g, create_graph=True) for y in results]
+        second = [torch.autograd.grad(sum(t.square().sum() for t in found), (x, *leaves[:-1])) for found in first]
+        for ours, exact in ((results[:1], results[1:]), first, second):
+            for one, other in zip(ours, exact, strict=True):
+                oracle.assert_close(one.detach(), other.detach())
+
+
 def test_repr_shows_sizes_blocks_and_bias() -> None:
     assert repr(CirculantLinear(12, 8)) == "CirculantLinear(in_features=12, out_features=8, bias=True)"
     assert repr(BlockCirculantLinear(12, 8, bias=False, block_size=4)) == (

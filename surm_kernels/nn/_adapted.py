@@ -1,4 +1,4 @@
-"""The product of an adapted layer and its gradients: y = x W0^T + bias + scale x W^T with a frozen W0.
+"""The product of an adapted layer and its gradients: y = x W0^T + bias + scale x W^T with a frozen W0, or without W0.
 
 *Direct*: the structure's kernel makes the output, and one matrix product accumulates into it. *Merged*: W0 + scale W is
 formed first, then there is one matrix product. Either way the backward keeps x and the parameters and nothing else, but
@@ -39,9 +39,9 @@ class Update:
     strategy: str
     merge_dtype: torch.dtype | None
 
-    def expression(self, x: Tensor, weight: Tensor, bias: Tensor | None, *parameters: Tensor) -> Tensor:
+    def expression(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *parameters: Tensor) -> Tensor:
         """The output by differentiable operations."""
-        base = torch_functional.linear(x, cast(weight, x.dtype), bias)
+        base = bias if weight is None else torch_functional.linear(x, cast(weight, x.dtype), bias)
         return self.structure.linear(x, *parameters, base=base, scale=self.scale)
 
     def merged(
@@ -59,7 +59,7 @@ class Update:
         self,
         merged: Merged | None,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         parameters: Sequence[Tensor],
         kept: Product | None = None,
@@ -70,8 +70,8 @@ class Update:
         Args:
             merged: W0 + scale W, where the strategy is to multiply by that.
             x: tokens, likewise bias and parameters.
-            weight: W0.
-            bias: of the frozen layer.
+            weight: W0, None where there is none.
+            bias: of the layer.
             parameters: of W.
             kept: the structure's product as it is kept for these parameters.
             projection: of x, see `Structure.projection`.
@@ -81,7 +81,7 @@ class Update:
                 y = kept(x, bias, self.scale)
             else:
                 y = self.structure.rows(x, parameters, bias, self.scale, projection)
-            return y.addmm_(x, cast(weight, x.dtype).t())
+            return y if weight is None else y.addmm_(x, cast(weight, x.dtype).t())
         total = merged.weight
         bias = None if bias is None else cast(bias, total.dtype)
         return cast(torch_functional.linear(cast(x, total.dtype), total, bias), x.dtype)
@@ -91,7 +91,7 @@ class Update:
         merged: Merged | None,
         g: Tensor,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         parameters: Sequence[Tensor],
         need_x: bool,
         need_parameters: bool,
@@ -113,7 +113,7 @@ class Update:
             x_gradient, *inner = structure.row_gradients(g, x, parameters, scale, need_x, projection)
         elif need_x:
             x_gradient = _input_gradient(structure, g, x, parameters, scale)
-        if x_gradient is not None:
+        if x_gradient is not None and weight is not None:
             x_gradient = _plus_product(x_gradient, g, cast(weight, x.dtype))
         return x_gradient, inner
 
@@ -127,7 +127,7 @@ class Adapted(torch.autograd.Function):
         update: Update,
         merged: Merged | None,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         *parameters: Tensor,
     ) -> Tensor:
@@ -166,7 +166,7 @@ def _recorded_gradients(
     update: Update,
     g: Tensor,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     parameters: Sequence[Tensor],
     need_x: bool,
     needed: Sequence[bool],

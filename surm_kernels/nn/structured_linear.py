@@ -1,11 +1,16 @@
 """The layer every structured layer is: parameters of a structure, a bias, and one product."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from surm_kernels import _checks
+from surm_kernels.nn._adapted import Update, record
+from surm_kernels.ops import _mode
+from surm_kernels.ops._outputs import in_shape
 from surm_kernels.structures import Structure
 
 Layer = TypeVar("Layer", bound="StructuredLinear")
@@ -28,6 +33,7 @@ class StructuredLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.structure = structure
+        self._product = Update(structure, 1.0, "direct", None)  # of no frozen weight
         self.in_features = structure.in_features
         self.out_features = structure.out_features
         self._names = tuple(structure.parameter_shapes())
@@ -61,7 +67,17 @@ class StructuredLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return self.structure.linear(input, *self.structured_parameters(), base=self.bias)
+        parameters, bias = self.structured_parameters(), self.bias
+        if not (_is_plain(input, self.in_features, bias, parameters) and self.structure.by_formula):
+            return self.structure.linear(input, *parameters, base=bias)
+        # One node in the graph: every view of x, parameters or result would be another.
+        flat = input.dim() == 2
+        x = input if flat else input.reshape(-1, self.in_features)
+        if torch.is_grad_enabled():
+            y = record(self._product, None, x, None, bias, *parameters)
+        else:
+            y = self._product.product(None, x, None, bias, parameters)
+        return y if flat else in_shape(y, *input.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
@@ -97,6 +113,19 @@ class StructuredLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.structure.extra_repr()}, bias={self.bias is not None}"
+
+
+def _is_plain(x: Tensor, features: int, bias: Tensor | None, parameters: Sequence[Tensor]) -> bool:
+    """Whether a call is an ordinary one with tensors of one type, which needs no other checks and no casts."""
+    if not _mode.is_ordinary(x) or x.layout is not torch.strided or x.is_nested or _checks.autocasts(x):
+        return False
+    if x.dtype not in _checks.FLOATING or x.dim() == 0 or x.shape[-1] != features:
+        return False
+    dtype, device = x.dtype, x.device
+    for tensor in parameters if bias is None else (bias, *parameters):
+        if tensor.dtype is not dtype or tensor.device != device:
+            return False
+    return True
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -129,6 +129,11 @@ class Structure(ABC):
             x_gradient = x_gradient.clone()
         return x_gradient, *inner
 
+    @property
+    def by_formula(self) -> bool:
+        """Whether `row_gradients` takes a kernel and a formula, else autograd over the whole product."""
+        return False
+
     def row_gradients(
         self,
         g: Tensor,

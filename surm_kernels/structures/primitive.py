@@ -103,6 +103,10 @@ class PrimitiveStructure(Structure):
         pairs = zip(inner, parameters, strict=True)
         return x_gradient, *[None if t is None else cast(t, parameter.dtype) for t, parameter in pairs]
 
+    @cached_property
+    def by_formula(self) -> bool:
+        return type(self).differentiated is not PrimitiveStructure.differentiated or self._reshapes
+
     def differentiated(self, *parameters: Tensor) -> tuple[Primitive, Pullback] | None:
         """W, not recorded, with the way back to the parameters; None where it takes more than one primitive.
 
