@@ -53,7 +53,7 @@ VALIDATION, TEST = 500, 1000
 USUAL = 1000
 #: 2, 5, 20 and 50 % of the 10,349 reviews of training films, the usual number a tenth; fewer are seen several times.
 SHARES = (207, 517, 2070, 5175)
-LOW_RESOURCE = ("probe", "lora_r8", "circulant", "siva_950_bottom")
+LOW_RESOURCE = ("probe", "lora_r8", "circulant", "circulant_repo", "hydra_toeplitz_768", "siva_950_bottom")
 
 EXPERIMENTS: dict[str, Sequence[tuple[str, int]]] = {
     "table": [(method, USUAL) for method in TABLE],
