@@ -72,7 +72,20 @@ def of_check() -> dict:
     return {"date": "2026-11-30", "device": "Abacus", "served by": "us", "versions": {}, "kernels": kernels}
 
 
-DOCUMENTS = (of_study("reviews"), of_study("language", 31.5), of_check())
+def of_rows(example: str, row: dict) -> dict:
+    """What examples/step_time.py or examples/pinwheel.py writes, with one row."""
+    machine = {"processor": "Abacus 3000", "cores": 2}
+    return {"example": example, "setting": {"title": example}, "machine": machine, "versions": {}, "rows": [row]}
+
+
+STEPS = of_rows(
+    "step_time", {"title": "LoRA r = 8", "seconds": 0.18, "multiple": [1.05, 1.07, 1.1], "megabytes": 105.0}
+)
+ALIGNMENT = of_rows(
+    "pinwheel",
+    {"update": "Kronecker", "parameters": 128, "updates": [0.1, 0.2], "weights": [0.2, 0.2], "outputs": [0.9, 0.8]},
+)
+DOCUMENTS = (of_study("reviews"), of_study("language", 31.5), of_check(), STEPS, ALIGNMENT)
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +139,14 @@ def test_the_page_needs_no_other_file_and_no_script(files, tmp_path: Path, capsy
 
 def test_every_kind_of_file_becomes_charts_of_its_own_names(found) -> None:
     assert {section.title.partition(":")[0] for section in found} >= {
-        "What one gains", "Speed and memory", "Demo", "Study", "GPU", "Parity on Abacus", "Constants of adapted layers"
+        "What one gains", "Speed and memory", "Demo", "Study", "GPU", "Parity on Abacus", "Constants of adapted layers",
+        "Comparison",
     }  # fmt: skip
     names = [chart.name for section in found for chart in section.charts]
     assert len(set(names)) == len(names)
     kinds = ("gain", "bench-scaling", "bench-tokens", "bench-roofline", "bench-ratios", "bench-memory", "gpu-roofline",
-             "demo-accuracy", "study-reviews-1000", "study-language-examples", "tune", "check")  # fmt: skip
+             "demo-accuracy", "study-reviews-1000", "study-language-examples", "tune", "check",
+             "step-time", "step-memory", "pinwheel")  # fmt: skip
     assert all(any(name.startswith(kind) for name in names) for kind in kinds)
 
 
@@ -176,6 +191,12 @@ def test_no_text_lies_over_another_or_beyond_the_picture(found) -> None:
             width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
             height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
             assert min(width, height) <= TOUCHING, f"{chart.name}: {one!r} lies over {other!r}"
+
+
+def test_all_that_is_published_can_be_reported() -> None:
+    results = sorted((ROOT / "examples" / "results").glob("*.json"))
+    assert len(sections.read(results)) == len(results) > 0
+    assert all(section.charts for section in sections.read(results))
 
 
 @pytest.mark.parametrize("text", ["", "3", "{}", '{"runs": [], "job": "none"}', '[{"families": 3, "columns": 4}]'])

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,17 @@ def demo_section(document: Document) -> Section:
 
 
 def study_section(document: Document) -> Section:
+    return _example_section("Study", document, trained.study_charts(document))
+
+
+def comparison_section(document: Document) -> Section:
+    return _example_section("Comparison", document, trained.COMPARISONS[document["example"]](document))
+
+
+def _example_section(kind: str, document: Document, charts: Iterable[Chart]) -> Section:
     setting = dict(document["setting"])
     title = setting.pop("title", document["example"])
-    return Section(f"Study: {title}", _machine(document) | _texts(setting), list(trained.study_charts(document)))
+    return Section(f"{kind}: {title}", _machine(document) | _texts(setting), list(charts))
 
 
 def check_section(document: Document) -> Section:
@@ -138,6 +146,7 @@ KINDS = {
     "gpu": {"rows", "device"},
     "demo": {"runs", "job"},
     "study": {"runs", "summary"},
+    "comparison": {"rows", "example"},
     "check": {"kernels", "device"},
     "tune": {"families", "columns"},
 }
@@ -146,6 +155,7 @@ MAKERS: dict[str, Callable[[Document], Section]] = {
     "gpu": gpu_section,
     "demo": demo_section,
     "study": study_section,
+    "comparison": comparison_section,
     "check": check_section,
     "tune": tune_section,
 }

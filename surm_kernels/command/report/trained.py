@@ -1,4 +1,4 @@
-"""Charts of what fine-tuning gave: accuracy against trained numbers, and what a step takes, method by method."""
+"""Charts of what fine-tuning gave: scores against trained numbers, what a step takes, how alike updates are."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +77,46 @@ def study_charts(document: Mapping[str, Any]) -> Iterator[Chart]:
         lines.setdefault(one["title"], []).append(Place(one["examples"], _spread(one, score)))
     if longer := {title: places for title, places in lines.items() if len(places) > 1}:
         yield _examples_chart(example, longer, score)
+
+
+def step_charts(document: Mapping[str, Any]) -> Iterator[Chart]:
+    """Those of examples/step_time.py: each method's step over the frozen model's, and its memory."""
+    found = document["rows"]
+    times = [
+        Row(f"{one['title']}: {1e3 * one['seconds']:.0f} ms", {one["title"]: [Spread(*one["multiple"])]})
+        for one in found
+    ]
+    memory = [(one["title"], one["megabytes"]) for one in found if one["megabytes"] is not None]
+    growths = [Row(f"{title}: {growth:.0f} MB", {title: [Spread.of([growth])]}) for title, growth in memory]
+    for what, title, rows, unit in (
+        ("time", "Time of a training step over the frozen model's, median and quartiles", times, "×"),
+        ("memory", "Memory of three training steps, growth of the process", growths, " MB"),
+    ):
+        if rows:
+            yield _rows_chart(f"step-{what}", title, rows, unit)
+
+
+ALIGNED = ("updates", "weights", "outputs")
+
+
+def alignment_charts(document: Mapping[str, Any]) -> Iterator[Chart]:
+    """That of examples/pinwheel.py: how alike each update and full training are."""
+    rows = [
+        Row(f"{one['update']}, {one['parameters']} numbers", {name: [Spread.of(one[name])] for name in ALIGNED})
+        for one in document["rows"]
+    ]
+    if rows:
+        title = "Linear CKA with full training"
+        caption = (
+            f"{title} of the same seed: of the updates, the weights and the outputs, median and quartiles over seeds."
+        )
+        yield Chart(
+            "pinwheel", title, caption, lambda axes: plots.rows_of_dots(axes, rows, ""), plots.rows_height(rows)
+        )
+
+
+#: The charts of what examples/ compare in rows, by the example.
+COMPARISONS = {"step_time": step_charts, "pinwheel": alignment_charts}
 
 
 def study_summaries(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
