@@ -14,19 +14,17 @@ import argparse
 import copy
 import functools
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from examples import plots
+from examples import plots, program
 from examples.halves import UpperHalf, lower_half
 from examples.methods import METHODS, SIX
-from examples.study import FOLDER, Measures, Results, Task, add_arguments, carry_out, header
+from examples.study import Measures, Results, Task, add_arguments, carry_out, header
 from examples.training import Evaluate, train
 from surm_kernels.command.demo.data import is_test_film, read_snippets
 from surm_kernels.command.demo.requirements import package_folder, prepare_environment, reviews_file
@@ -158,7 +156,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     prepare_environment()
     material = tiny_material() if arguments.tiny else real_material()
-    folder = arguments.results or (Path(tempfile.mkdtemp()) if arguments.tiny else FOLDER)
+    folder = program.results_folder(arguments.results, arguments.tiny)
     setting = {
         "title": "SmolLM2-135M on movie reviews, split by film",
         "examples": material.training,
@@ -177,4 +175,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

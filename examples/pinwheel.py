@@ -15,14 +15,14 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from examples.study import FOLDER, header
+from examples import program
+from examples.study import header
 from surm_kernels import structures
 from surm_kernels.command import terminal
 from surm_kernels.command.demo.report import write_files
@@ -174,8 +174,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="SURM's Table 8: alignment with full training on a pinwheel.")
     parser.add_argument("--seeds", type=positive_integer, default=10, metavar="N", help="how many; default: 10")
     parser.add_argument("--tiny", action="store_true", help="twenty steps, for tests")
-    parser.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER", help=f"default: {FOLDER}")
+    program.add_results(parser)
     arguments = parser.parse_args(words)
+    folder = program.results_folder(arguments.results, arguments.tiny)
     torch.set_num_threads(1)
     steps = 20 if arguments.tiny else 300
     rows = study(arguments.seeds, steps)
@@ -189,7 +190,7 @@ def main(words: Sequence[str] | None = None) -> None:
     document = header("pinwheel", setting) | {"rows": rows}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     print(terminal.table(HEADINGS, list(map(cells, rows))))
-    for file in write_files(arguments.results, {"pinwheel.json": text.encode()}):
+    for file in write_files(folder, {"pinwheel.json": text.encode()}):
         print(f"wrote {file}")
 
 
@@ -203,4 +204,4 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import io
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from examples import program
 from surm_kernels.command.demo.report import write_files
 
 #: A family of methods by the beginning of their names: what it is called, its colour and its mark.
@@ -38,7 +38,7 @@ def family(method: str) -> tuple[str, str, str]:
 
 def draw(file: Path) -> list[Path]:
     """All pictures that a study's file has something for, beside it."""
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = program.read(file)
     title, usual = document["setting"]["title"], document["setting"]["examples"]
     summary = document["summary"]
     entries = [entry for entry in summary if entry["examples"] == usual]
@@ -74,7 +74,8 @@ def by_parameters(entries: Sequence[Entry], title: str) -> Figure:
         seen.add(name)
     axes.set_xscale("log")
     _style(axes, title, "trained numbers beside the head", {"mean": "test accuracy"}.get(measure, "test perplexity"))
-    axes.legend(frameon=False, fontsize=9)
+    if seen:
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -126,6 +127,13 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def main() -> None:
+    """Draws the pictures of all files."""
+    parser = argparse.ArgumentParser(description="Pictures of studies, beside their files.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    for file in parser.parse_args().files:
+        print(*draw(file), sep="\n")
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(*draw(Path(name)), sep="\n")
+    program.run(main)

@@ -16,14 +16,14 @@ import json
 import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from examples import program
 from examples.methods import METHODS, TABLE
-from examples.study import FOLDER, header
+from examples.study import header
 from surm_kernels._timing import Effort, samples
 from surm_kernels.command import machine, terminal
 from surm_kernels.command.demo.models import load_encoder
@@ -112,8 +112,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=positive_integer, default=120, metavar="N", help="of timing; default: 120")
     parser.add_argument("--threads", type=positive_integer, default=2, metavar="N", help="default: 2")
     parser.add_argument("--tiny", action="store_true", help="a random model and few steps, for tests")
-    parser.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER", help=f"default: {FOLDER}")
+    program.add_results(parser)
     arguments = parser.parse_args(words)
+    folder = program.results_folder(arguments.results, arguments.tiny)
     torch.set_num_threads(arguments.threads)
     prepare_environment()
     methods = list(dict.fromkeys([FROZEN, *arguments.methods]))
@@ -130,7 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print(terminal.table(HEADINGS, list(map(cells, rows))))
     print("other programs wanted the machine: not to be quoted" if setting["shared"] else "a quiet machine")
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    for file in write_files(arguments.results, {"step_time.json": text.encode()}):
+    for file in write_files(folder, {"step_time.json": text.encode()}):
         print(f"wrote {file}")
 
 
@@ -142,4 +143,4 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

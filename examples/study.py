@@ -16,7 +16,8 @@ study's file as it ends, and one that is there already is not made again. A file
     runs        one object for every run, see `Run`; training_losses are the losses of every step
 
 The learning rate of a method is the one with the least loss on the validation part, by runs with the first seed: of
-three, each four times the one before; while the best is at an end, the next one beyond is tried too, five in all.
+three, each four times the one before; while the best is at an end, the next one beyond is tried too, five in all. The
+first seed is that of the first run in the file, so that later commands may name other seeds.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from typing import Any
 from filelock import FileLock
 
 from examples.methods import METHODS
+from examples.program import add_results
 from surm_kernels.command import machine
 from surm_kernels.command.demo.report import write_files
 from surm_kernels.command.terminal import Progress
 from surm_kernels.command.usage import positive_integer
 
 FACTOR, MOST = 4.0, 5  # from one learning rate to the next, and how many are tried
-FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
@@ -130,10 +131,25 @@ class Results:
             self.runs = [*(other for other in self._read() if other.identity != run.identity), run]
             write_files(self.file.parent, {self.file.name: self._text().encode()})
 
+    def first_seed(self, method: str, examples: int) -> int | None:
+        """The seed with which learning rates were tried, None where none was."""
+        return next((run.seed for run in self.runs if (run.method, run.examples) == (method, examples)), None)
+
     def _read(self) -> list[Run]:
+        """The runs of the file; SystemExit where it is another study's, or none."""
         if not self.file.exists():
             return []
-        return [_run(item) for item in json.loads(self.file.read_text(encoding="utf-8"))["runs"]]
+        try:
+            document = json.loads(self.file.read_text(encoding="utf-8"))
+            runs = [_run(item) for item in document["runs"]]
+            there, wanted = (_numbers(each.get("setting", {})) for each in (document, self._header))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SystemExit(f"{self.file} is no file of this study: {type(error).__name__}: {error}") from None
+        if unknown := {run.method for run in runs} - set(METHODS):
+            raise SystemExit(f"{self.file} has methods that are not known: {', '.join(sorted(unknown))}")
+        if wanted and there != wanted:
+            raise SystemExit(f"{self.file} is of another setting: {there} instead of {wanted}; name another --results")
+        return runs
 
     def _text(self) -> str:
         """Strict JSON, a line for each run."""
@@ -145,6 +161,11 @@ class Results:
                 text = "[\n  " + ",\n  ".join(json.dumps(item, allow_nan=False) for item in value) + "\n ]"
             lines.append(f' "{name}": {text}')
         return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _numbers(setting: Mapping[str, Any]) -> dict[str, float]:
+    """What of a setting runs have to share; its words may change."""
+    return {name: value for name, value in setting.items() if isinstance(value, (int, float))}
 
 
 def _item(run: Run) -> dict[str, Any]:
@@ -211,13 +232,18 @@ def carry_out(results: Results, tasks: Sequence[Task], seeds: Sequence[int], tra
 
 
 def _chosen_rate(results: Results, task: Task, seed: int, train: Train, progress: Progress) -> float:
-    """The learning rate of a task, by the rule or by what it follows."""
-    method = METHODS[task.method]
-    leader = method.follows or task.method
+    """The learning rate of a task, by the rule or by what it follows; `seed` where none was tried before."""
+    leader = METHODS[task.method].follows or task.method
     middle = METHODS[leader].learning_rate
-    while middle and (rate := next_rate(middle, results.tried(leader, task.usual, seed))) is not None:
-        _ensure(results, leader, task.usual, rate, seed, train, progress)
-    return best_rate(results.tried(leader, task.usual, seed)) if middle else 0.0
+    if not middle:
+        return 0.0
+    while True:
+        first = results.first_seed(leader, task.usual)
+        tried = results.tried(leader, task.usual, seed if first is None else first)
+        rate = next_rate(middle, tried)
+        if rate is None:
+            return best_rate(tried)
+        _ensure(results, leader, task.usual, rate, seed if first is None else first, train, progress)
 
 
 def _ensure(
@@ -245,7 +271,7 @@ def add_arguments(parser: argparse.ArgumentParser, methods: Sequence[str] | None
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--tiny", action="store_true", help="a random model and made-up data, for tests")
-    parser.add_argument("--results", type=Path, default=None, metavar="FOLDER", help=f"default: {FOLDER}")
+    add_results(parser)
     parser.add_argument("--threads", type=positive_integer, default=1, metavar="N", help="default: 1")
 
 

@@ -8,14 +8,13 @@ probe, over all its runs.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples import pinwheel, step_time
+from examples import pinwheel, program, step_time
 from examples.methods import METHODS
 
 HEADINGS = (
@@ -133,7 +132,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", choices=list(METHODS), default="probe", metavar="METHOD", help="default: probe")
     arguments = parser.parse_args(words)
     for file in arguments.files:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = program.read(file)
         title = document["setting"]["title"]
         if document["example"] in OTHERS:
             headings, cells = OTHERS[document["example"]]
@@ -147,4 +146,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -14,20 +14,18 @@ import argparse
 import copy
 import functools
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from examples import plots
+from examples import plots, program
 from examples.halves import HalfClassifier, HiddenExamples, UpperHalf, sentences_halfway
 from examples.methods import METHODS, TABLE
-from examples.study import FOLDER, Measures, Results, Task, add_arguments, carry_out, header
+from examples.study import Measures, Results, Task, add_arguments, carry_out, header
 from examples.training import Evaluate, train
 from surm_kernels.command.demo.data import EncodedExamples, Snippet, read_snippets, split_by_film
 from surm_kernels.command.demo.models import CLASSES, load_encoder
@@ -188,18 +186,27 @@ def main(words: Sequence[str] | None = None) -> None:
         help=f"of {', '.join(EXPERIMENTS)}; default: table",
     )  # fmt: skip
     arguments = parser.parse_args(words)
+    wanted = _wanted(parser, arguments)
     torch.set_num_threads(arguments.threads)
     material = tiny_material() if arguments.tiny else real_material()
-    folder = arguments.results or (Path(tempfile.mkdtemp()) if arguments.tiny else FOLDER)
+    folder = program.results_folder(arguments.results, arguments.tiny)
     results = Results(folder / f"{EXAMPLE}.json", header(EXAMPLE, setting(material)))
-    wanted = [pair for name in arguments.experiments for pair in EXPERIMENTS[name]]
-    if arguments.methods:
-        wanted = [pair for pair in wanted if pair[0] in arguments.methods]
     scale = material.usual / USUAL
     tasks = [Task(method, max(16, round(examples * scale)), material.usual) for method, examples in wanted]
     carry_out(results, tasks, arguments.seeds, Study(material))
     print("wrote", results.file, *plots.draw(results.file))
 
 
+def _wanted(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[tuple[str, int]]:
+    """The methods, and numbers of examples, of the experiments that are named; a method that is in none is refused."""
+    pairs = [pair for name in arguments.experiments for pair in EXPERIMENTS[name]]
+    asked = arguments.methods or [method for method, _ in pairs]
+    for method in asked:
+        if method not in dict(pairs):
+            places = [name for name, others in EXPERIMENTS.items() if method in dict(others)]
+            parser.error(f"argument --methods: {method} takes --experiments {' or '.join(places)}")
+    return [pair for pair in pairs if pair[0] in asked]
+
+
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -14,7 +14,6 @@ import argparse
 import copy
 import functools
 import gzip
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from examples import plots
+from examples import plots, program
 from examples.halves import BATCH_SIZE as TEST_BATCH_SIZE
 from examples.halves import UpperHalf, lower_half
 from examples.methods import METHODS, SIX
-from examples.study import FOLDER, Measures, Results, Task, add_arguments, carry_out, header
+from examples.study import Measures, Results, Task, add_arguments, carry_out, header
 from examples.training import Evaluate, train
 from surm_kernels.command.demo.requirements import package_folder, prepare_environment
 from surm_kernels.command.demo.training import HEAD_LEARNING_RATE
@@ -225,7 +224,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     prepare_environment()
     model = tiny_vit() if arguments.tiny else vit()
-    folder = arguments.results or (Path(tempfile.mkdtemp()) if arguments.tiny else FOLDER)
+    folder = program.results_folder(arguments.results, arguments.tiny)
     for name, data in (
         {"stripes": TINY}.items() if arguments.tiny else {key: DATA[key] for key in arguments.data}.items()
     ):
@@ -246,4 +245,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

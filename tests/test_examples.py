@@ -16,9 +16,21 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("matplotlib")
 
-from examples import bottleneck, language_model, pinwheel, plots, step_time, study, tables, text_classification, vision
+from examples import (
+    bottleneck,
+    language_model,
+    pinwheel,
+    plots,
+    program,
+    step_time,
+    study,
+    tables,
+    text_classification,
+    vision,
+)
 from examples.methods import METHODS, SIX, TABLE
 from examples.study import Measures, Results, Run
+from surm_kernels.command.demo import requirements
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -123,6 +135,79 @@ class TestLearningRates:
             *[("lora_r8", 32, rate) for rate in (2e-3, 5e-4, 8e-3)],
             ("lora_r2", 64, 2e-3),
         ]
+
+    def test_those_of_other_seeds_come_from_the_first(self, tmp_path: Path) -> None:
+        asked: list[tuple[float, int]] = []
+
+        def train(method: str, examples: int, rate: float, seed: int) -> Measures:
+            asked.append((rate, seed))
+            return made_run(loss=abs(math.log(rate / 1e-2)) + seed * rate).measures
+
+        results = Results(tmp_path / "file.json", study.header("test", {}))
+        task = study.Task("circulant", 32, 32)
+        study.carry_out(results, [task], [0], train)
+        study.carry_out(Results(results.file, study.header("test", {})), [task], [5], train)
+        assert asked == [*[(rate, 0) for rate in (1e-2, 2.5e-3, 4e-2)], (1e-2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"runs": [', "is no file of this study: JSONDecodeError"),
+        ("[]", "is no file of this study: TypeError"),
+        ('{"rows": []}', "is no file of this study: KeyError: 'runs'"),
+        ('{"runs": [{"method": "probe"}]}', "is no file of this study: KeyError"),
+        ('{"runs": [], "setting": {"title": "x", "examples": 1000}}', "is of another setting"),
+    ],
+)
+def test_a_file_that_runs_cannot_be_added_to_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "text_classification.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        text_classification.main(["--tiny", "--methods", "probe", "--results", str(tmp_path)])
+    assert file.read_text() == text
+
+
+def test_methods_that_are_not_known_are_told(tmp_path: Path) -> None:
+    Results(tmp_path / "file.json", study.header("test", {})).add(made_run())
+    text = (tmp_path / "file.json").read_text().replace('"circulant"', '"surely_not"')
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(SystemExit, match="methods that are not known: surely_not"):
+        Results(tmp_path / "file.json", {})
+
+
+def test_a_method_of_another_experiment_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        text_classification.main(["--tiny", "--methods", "lora_r2"])
+    assert "lora_r2 takes --experiments counts" in capsys.readouterr().err
+
+
+def test_tests_leave_the_published_results_alone() -> None:
+    assert program.results_folder(None, tiny=True) != program.results_folder(None, tiny=False) == program.FOLDER
+
+
+@pytest.mark.parametrize("text", ["", "3", '{"runs": []}'])
+@pytest.mark.parametrize("read", [plots.draw, lambda file: tables.main([str(file)])], ids=["plots", "tables"])
+def test_tables_and_pictures_of_other_files_are_refused(read: Callable[[Path], Any], text: str, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(SystemExit, match="other.json is no file of an example"):
+        read(tmp_path / "other.json")
+
+
+def test_what_a_user_can_mend_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def fail(error: BaseException) -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match="llm_nothing is not installed"):
+        program.run(lambda: print(requirements.package_folder("llm_nothing")))
+    with pytest.raises(SystemExit, match="file: File exists"):
+        program.run(lambda: text_classification.main(["--tiny", "--results", str(tmp_path / "file")]))
+    with pytest.raises(SystemExit, match="interrupted"):
+        program.run(lambda: fail(KeyboardInterrupt()))
+    with pytest.raises(SystemExit, match="the package onnx is missing"):
+        program.run(lambda: fail(ModuleNotFoundError("no", name="onnx")))
 
 
 class TestResults:
