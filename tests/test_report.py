@@ -199,13 +199,47 @@ def test_all_that_is_published_can_be_reported() -> None:
     assert all(section.charts for section in sections.read(results))
 
 
-@pytest.mark.parametrize("text", ["", "3", "{}", '{"runs": [], "job": "none"}', '[{"families": 3, "columns": 4}]'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "3", "{}", '{"runs": [], "job": "none"}', '{"runs": NaN, "summary": []}', '[{"families": 3, "columns": 4}]'],
+)
 def test_what_is_no_file_of_ours_is_refused(text: str, tmp_path: Path, capsys) -> None:
     file = tmp_path / "b.json"
     file.write_text(text)
     assert main(["report", str(file), "--output", str(tmp_path / "out")]) == 2
     assert f"surm-kernels report: {file} holds nothing to report" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_documents_stay_within_the_folder_and_the_text(tmp_path: Path) -> None:
+    document = of_study("../<b>evil</b>")
+    document["summary"][0]["title"] = "<script>$a_1"
+    (tmp_path / "study.json").write_text(json.dumps(document))
+    assert main(["report", str(tmp_path / "study.json"), "--output", str(tmp_path / "out")]) == 0
+    assert {file.parent for file in tmp_path.rglob("*.svg")} == {tmp_path / "out"}
+    assert not {"script", "b"} & set(Page((tmp_path / "out" / "index.html").read_text()).tags)
+
+
+def test_a_demo_without_runs_or_with_memory_unknown(tmp_path: Path) -> None:
+    document = json.loads((ROOT / "docs" / "data" / "demo.json").read_text())
+    for run in document["runs"]:
+        run["training_memory_megabytes"] = None
+    for runs, names in (([], []), (document["runs"], ["demo-accuracy", "demo-time"])):
+        (tmp_path / "demo.json").write_text(json.dumps(document | {"runs": runs}))
+        (section,) = sections.read([tmp_path / "demo.json"])
+        assert [chart.name for chart in section.charts] == names
+
+
+def test_many_methods_are_shown_by_family_and_each_in_a_row(tmp_path: Path) -> None:
+    document = of_study("many")
+    entry = document["summary"][1]
+    titles = [f"{family} {number}" for number in range(9) for family in ("SURM", "HyDRA", "method")]
+    document["summary"] = [entry | {"title": title} for title in titles]
+    (tmp_path / "study.json").write_text(json.dumps(document))
+    (section,) = sections.read([tmp_path / "study.json"])
+    families, methods = ({text for text, _ in texts(chart)[0]} for chart in section.charts)
+    assert {"SURM", "HyDRA", "others"} <= families and not set(titles) & families
+    assert {f"{title}, 9,216 numbers" for title in titles} <= methods
 
 
 def test_the_published_benchmarks_are_those_of_the_data() -> None:

@@ -71,6 +71,10 @@ class Spread:
             return cls(values[0], values[0], values[0])
         return cls(*statistics.quantiles(values, n=4, method="inclusive"))
 
+    def times(self, factor: float) -> "Spread":
+        """The same in another unit."""
+        return Spread(factor * self.low, factor * self.median, factor * self.high)
+
 
 @dataclass(frozen=True)
 class Measurement:

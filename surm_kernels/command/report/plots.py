@@ -51,10 +51,15 @@ def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     others = itertools.cycle(OTHER_LOOKS)
 
     def look(name: str, marker: str) -> tuple[str, str]:
-        family = next((hue for word, hue in FAMILIES.items() if word in name), None)
-        return LOOKS.get(name) or ((family, marker) if family else next(others))
+        hue = FAMILIES.get(family(name))
+        return LOOKS.get(name) or ((hue, marker) if hue else next(others))
 
     return {name: look(name, marker) for name, marker in zip(names, itertools.cycle(MARKERS), strict=False)}
+
+
+def family(name: str) -> str:
+    """The word of a method's title that says its family, "others" where none does."""
+    return next((word for word in FAMILIES if word in name), "others")
 
 
 def lines(axes: Axes, series: Lines) -> None:

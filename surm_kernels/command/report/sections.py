@@ -1,6 +1,7 @@
 """What a JSON file of the command line, benchmarks/gpu.sh or examples/ becomes in the report."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,8 +49,12 @@ def _documents(file: Path) -> list[Document]:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".jsonl":
         return [_of_lines(text.splitlines())]
-    loaded = json.loads(text)
+    loaded = json.loads(text, parse_constant=_refuse)
     return loaded if isinstance(loaded, list) else [loaded]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _of_lines(lines: Sequence[str]) -> Document:
@@ -59,7 +64,7 @@ def _of_lines(lines: Sequence[str]) -> Document:
     notes: list[str] = []
     for number, line in enumerate(lines, 1):
         try:
-            ((kind, entry),) = json.loads(line).items()
+            ((kind, entry),) = json.loads(line, parse_constant=_refuse).items()
         except ValueError:
             if number < len(lines):
                 raise
@@ -81,12 +86,13 @@ def _kind(document: Document) -> str:
 
 
 def _named_apart(sections: Sequence[Section]) -> list[Section]:
-    """The sections with a number behind the names of charts that another section has."""
+    """The sections with names of charts that files can have, and a number behind those that another section has."""
     seen: Counter[str] = Counter()
 
     def named(chart: Chart) -> Chart:
-        seen[chart.name] += 1
-        return chart if seen[chart.name] == 1 else replace(chart, name=f"{chart.name}-{seen[chart.name]}")
+        name = re.sub(r"[^\w.-]+", "-", chart.name)
+        seen[name] += 1
+        return replace(chart, name=name if seen[name] == 1 else f"{name}-{seen[name]}")
 
     return [replace(section, charts=list(map(named, section.charts))) for section in sections]
 

@@ -1,7 +1,7 @@
 """Charts of what fine-tuning gave: scores against trained numbers, what a step takes, how alike updates are."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +13,8 @@ from surm_kernels.command.demo.models import METHOD_TITLES
 from surm_kernels.command.report import plots
 from surm_kernels.command.report.charts import Chart, colour, subtitle
 from surm_kernels.command.report.plots import Place, Row
+
+MOST = 12  # methods that marks tell apart
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Score:
 def demo_charts(document: Mapping[str, Any]) -> Iterator[Chart]:
     """Those of `surm-kernels demo`, which has one run a method."""
     runs = {METHOD_TITLES.get(run["method"], run["method"]): run for run in document["runs"]}
-    yield accuracy_chart("demo-accuracy", "Accuracy against trained numbers", demo_outcomes(document), DEMO_SCORE)
+    yield from accuracy_charts("demo-accuracy", "Accuracy against trained numbers", demo_outcomes(document), DEMO_SCORE)
     for what, title, unit, key in (
         ("time", "Time of a training step, methods in turns, median", " ms", "step_milliseconds"),
         ("memory", "Memory of training, growth of the process", " MB", "training_memory_megabytes"),
     ):
-        rows = [Row(f"{name}: {run[key]:.0f}{unit}", {title: [Spread.of([run[key]])]}) for name, run in runs.items()]
-        yield _rows_chart(f"demo-{what}", title, rows, unit)
+        known = [(name, run[key]) for name, run in runs.items() if run[key] is not None]
+        rows = [Row(f"{name}: {value:.0f}{unit}", {title: [Spread.of([value])]}) for name, value in known]
+        if rows:
+            yield _rows_chart(f"demo-{what}", title, rows, unit)
 
 
 DEMO_SCORE = Score("test accuracy", True, "one seed, with one standard error over the test examples")
@@ -71,7 +75,7 @@ def study_charts(document: Mapping[str, Any]) -> Iterator[Chart]:
     for count, group in groupby(summaries, key=lambda one: one["examples"]):
         title = f"{example.replace('_', ' ')}, {count:,} examples: {score.name} against trained numbers"
         outcomes = [_outcome(one, score) for one in group]
-        yield accuracy_chart(f"study-{example}-{count}", title, outcomes, score)
+        yield from accuracy_charts(f"study-{example}-{count}", title, outcomes, score)
     lines: dict[str, list[Place]] = {}
     for one in summaries:
         lines.setdefault(one["title"], []).append(Place(one["examples"], _spread(one, score)))
@@ -153,28 +157,40 @@ def _examples_chart(example: str, series: plots.Lines, score: Score) -> Chart:
     return Chart(f"study-{example}-examples", title, f"{title}, {score.spread}.", draw)
 
 
-def accuracy_chart(name: str, title: str, outcomes: Sequence[Outcome], score: Score) -> Chart:
-    """A score against the numbers that a method trains beside the head."""
+def accuracy_charts(name: str, title: str, outcomes: Sequence[Outcome], score: Score) -> Iterator[Chart]:
+    """A score against the numbers trained beside the head; many methods by their families, and each in a row."""
     caption = (
         f"The {score.name} against the numbers trained beside the head, these on a logarithmic axis: {score.spread}. "
         "A line across trains the head alone."
     )
-    return Chart(name, title, caption, lambda axes: draw_accuracy(axes, outcomes, score))
+    shown = outcomes if len(outcomes) <= MOST else [replace(one, method=plots.family(one.method)) for one in outcomes]
+    if shown:
+        yield Chart(name, title, caption, lambda axes: draw_accuracy(axes, shown, score))
+    if shown is not outcomes:
+        factor, unit = (100.0, " %") if score.share else (1.0, "")
+        rows = [
+            Row(f"{one.method}, {one.parameters:,} numbers", {plots.family(one.method): [one.score.times(factor)]})
+            for one in outcomes
+        ]
+        yield _rows_chart(f"{name}-methods", f"{title}, method by method", rows, unit)
 
 
 def draw_accuracy(axes: Axes, outcomes: Sequence[Outcome], score: Score) -> None:
     """A dot for each method with its spread; what trains nothing but the head is a line across."""
-    looks = plots.looks(one.method for one in outcomes)
+    looks = plots.looks(dict.fromkeys(one.method for one in outcomes))
+    named: set[str] = set()
     for one in outcomes:
         name, marker = looks[one.method]
         hue = colour(name)
+        label = "" if one.method in named else one.method
+        named.add(one.method)
         if one.parameters == 0:
-            axes.axhline(one.score.median, color=hue, linewidth=1.0, linestyle=(0, (5, 2)), label=one.method)
+            axes.axhline(one.score.median, color=hue, linewidth=1.0, linestyle=(0, (5, 2)), label=label)
             continue
         spread = [[one.score.median - one.score.low], [one.score.high - one.score.median]]
         axes.errorbar(
             [one.parameters], [one.score.median], yerr=spread, color=hue, marker=marker, markersize=5.5,
-            linestyle="none", elinewidth=1.0, label=one.method,
+            linestyle="none", elinewidth=1.0, label=label,
         )  # fmt: skip
     plots.logarithmic_counts(axes)
     _score_axis(axes, score)
