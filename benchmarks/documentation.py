@@ -3,6 +3,7 @@
 python -m benchmarks.documentation      makes them anew, from docs/data and by counting
 """
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,6 +107,7 @@ def pages() -> dict[str, str]:
 
 def main() -> None:
     """Writes both."""
+    argparse.ArgumentParser(description="Pictures and tables of docs/, from docs/data and by counting.").parse_args()
     for file, text in {**pages(), **{f"images/{name}": svg for name, svg in pictures().items()}}.items():
         (DOCS / file).write_text(text, encoding="utf-8")
         print(f"wrote docs/{file}")

@@ -6,6 +6,7 @@ The model has the linear layers of Llama-2-7B. Times are floors, the bytes or th
 do at best; how far the kernels are above them is counted in docs/gpu-kernels.md.
 """
 
+import argparse
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -203,6 +204,12 @@ def markdown(headings: Sequence[str], rows: Iterator[list[str]]) -> str:
     return "\n".join([head, "|---|" + "---:|" * (len(headings) - 1), *body])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints all of them."""
+    argparse.ArgumentParser(description="The tables of docs/scale.md, counted.").parse_args()
     for name, table in tables().items():
         print(f"{name}\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()

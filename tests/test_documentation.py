@@ -86,6 +86,14 @@ def test_pictures_are_those_of_the_data() -> None:
         assert (ROOT / "docs" / "images" / file).read_text() == svg, f"python -m benchmarks.documentation, for {file}"
 
 
+def test_asking_for_help_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documentation, "DOCS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["documentation", "--help"])
+    with pytest.raises(SystemExit):
+        documentation.main()
+    assert not list(tmp_path.iterdir())
+
+
 def blocks(page: str) -> list[str]:
     """The Python of a page."""
     return CODE.findall((ROOT / page).read_text())
