@@ -25,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
     except DemoError as error:
         raise SystemExit(f"{error}\nfor all examples: {EXTRA} && {MATERIAL}") from None
     except ModuleNotFoundError as error:
-        raise SystemExit(f"the package {error.name} is missing: {EXTRA}") from None
+        raise SystemExit(f"{error}; for all examples: {EXTRA} && {MATERIAL}") from None
     except OSError as error:
         raise SystemExit(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
 
