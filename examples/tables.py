@@ -1,8 +1,8 @@
 """Tables of studies in Markdown, from their files: `python -m examples.tables [--against METHOD] FILE …` prints them.
 
 Gains are differences seed by seed, from the probe unless another method is named: points of accuracy, per cent of
-perplexity. After the table of a classification comes how the change of the effective rank goes with the gain over the
-probe, over all its runs.
+perplexity. After a study's tables comes how the change of the effective rank goes with the gain over the probe, over
+all its runs.
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ def rank_line(document: Mapping[str, Any]) -> str | None:
         return None
     pearson = statistics.correlation(changes, above)
     spearman = statistics.correlation(_ranks(changes), _ranks(above))
+    what = "perplexity above" if entries["probe"]["mean"] is None else "gain over"
     return (
-        f"Change of the effective rank and gain over the probe, {len(changes)} runs: Pearson {pearson:+.2f}, "
+        f"Change of the effective rank and {what} the probe, {len(changes)} runs: Pearson {pearson:+.2f}, "
         f"Spearman {spearman:+.2f}."
     )
 
