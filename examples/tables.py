@@ -1,8 +1,8 @@
 """Tables of studies in Markdown, from their files: `python -m examples.tables [--against METHOD] FILE …` prints them.
 
 Gains are differences seed by seed, from the probe unless another method is named: points of accuracy, per cent of
-perplexity. After a study's tables comes how the change of the effective rank goes with the gain over the probe, over
-all its runs.
+perplexity. After a study's tables come results over the number of examples, and how the change of the effective rank
+goes with the gain over the probe, over all its runs.
 """
 
 from __future__ import annotations
@@ -94,6 +94,22 @@ def gains(entry: Mapping[str, Any], other: Mapping[str, Any]) -> dict[int, float
     return {seed: 100 * (own - theirs) for seed, (own, theirs) in pairs.items()}
 
 
+def by_examples(document: Mapping[str, Any]) -> str | None:
+    """A row for each method that was tried with several numbers of examples, a column for each of these."""
+    entries = {(entry["method"], entry["examples"]): entry for entry in document["summary"]}
+    tried = {method: sorted(count for other, count in entries if other == method) for method, _ in entries}
+    counts = sorted({count for each in tried.values() if len(each) > 1 for count in each})
+    if not counts:
+        return None
+    rows = []
+    for method, of_method in tried.items():
+        if len(of_method) > 1:
+            first = entries[method, of_method[0]]
+            cells = [_spread(entries[method, count]) if count in of_method else "" for count in counts]
+            rows.append([first["title"], f"{first['adapter_parameters']:,}", *cells])
+    return markdown(["method", "numbers", *(f"{count:,} examples" for count in counts)], rows)
+
+
 def rank_line(document: Mapping[str, Any]) -> str | None:
     """How the change of the effective rank goes with the gain over the probe, by runs with the usual examples."""
     usual = document["setting"]["examples"]
@@ -141,9 +157,9 @@ def main(words: Sequence[str] | None = None) -> None:
             continue
         for examples in sorted({entry["examples"] for entry in document["summary"]}):
             print(f"\n{title}, {examples} examples\n\n{study_table(document, examples, arguments.against)}")
-        line = rank_line(document)
-        if line:
-            print(f"\n{line}")
+        for text in (by_examples(document), rank_line(document)):
+            if text:
+                print(f"\n{text}")
 
 
 if __name__ == "__main__":

@@ -263,6 +263,16 @@ class TestResults:
         assert lines[2].startswith("| before training | 0 |  | 2 | 20.1 ± 0.0 |  |")
         assert lines[3].startswith("| SURM circulant | 24 | 0.01 | 2 | 4.5 ± 3.3 | -74.8 ± 16.4 % |")
 
+    def test_results_over_the_number_of_examples(self, tmp_path: Path) -> None:
+        results = Results(tmp_path / "file.json", study.header("test", {"title": "a test", "examples": 32}))
+        for examples, accuracy in ((32, 0.7), (64, 0.8)):
+            results.add(Run("circulant", examples, 1e-2, 0, Measures(24, 0, [3.0], 1.0, 0.5, 0.5, 0.5, accuracy)))
+        results.add(Run("lora_r8", 32, 1e-2, 0, Measures(24, 0, [3.0], 1.0, 0.5, 0.5, 0.5, 0.9)))
+        table = tables.by_examples(json.loads((tmp_path / "file.json").read_text()))
+        assert table is not None
+        assert table.splitlines()[0] == "| method | numbers | 32 examples | 64 examples |"
+        assert table.splitlines()[2:] == ["| SURM circulant | 24 | 70.0 | 80.0 |"]
+
     def test_ranks_share_places(self) -> None:
         assert tables._ranks([3.0, 1.0, 3.0, 2.0]) == [2.5, 0.0, 2.5, 1.0]
 
