@@ -201,7 +201,10 @@ def test_all_that_is_published_can_be_reported() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "3", "{}", '{"runs": [], "job": "none"}', '{"runs": NaN, "summary": []}', '[{"families": 3, "columns": 4}]'],
+    [
+        *("", "3", "{}", "[]", '{"runs": [], "job": "none"}', '{"runs": NaN, "summary": []}'),
+        '[{"families": 3, "columns": 4}]',
+    ],
 )
 def test_what_is_no_file_of_ours_is_refused(text: str, tmp_path: Path, capsys) -> None:
     file = tmp_path / "b.json"

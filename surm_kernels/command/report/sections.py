@@ -50,7 +50,7 @@ def _documents(file: Path) -> list[Document]:
     if file.suffix == ".jsonl":
         return [_of_lines(text.splitlines())]
     loaded = json.loads(text, parse_constant=_refuse)
-    return loaded if isinstance(loaded, list) else [loaded]
+    return loaded if isinstance(loaded, list) and loaded else [loaded]
 
 
 def _refuse(constant: str) -> None:
