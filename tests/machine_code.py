@@ -60,7 +60,7 @@ class Loop:
     code: tuple[Instruction, ...]
     inner: tuple[tuple[Instruction, ...], ...]
 
-    def total(self, value, rounds: int) -> int:
+    def total(self, value, rounds: float) -> float:
         """The sum of value(instruction) over one round, where each loop in it takes so many."""
         return sum(map(value, self.code)) + (rounds - 1) * sum(value(one) for loop in self.inner for one in loop)
 

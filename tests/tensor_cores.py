@@ -6,39 +6,58 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from surm_kernels.block_kinds import CIRCULANT, SKEW_CIRCULANT
 from tests import oracle
 
+#: Sizes that transforms on tensor cores are for; of those, one for every kind of outer stage that fills it.
+ALL_SIZES = tuple(256 * radix for radix in (*range(1, 17), *range(18, 33, 2)))
 SIZES = tuple(256 * radix for radix in (1, 3, 4, 8, 16, 32))
+#: Size and kind of blocks that fill it, and of others that are twisted, up to 1024 by factors of their own.
+BLOCKS = (
+    *((size, CIRCULANT) for size in SIZES),
+    *((size, SKEW_CIRCULANT) for size in (256, 512, 1024, 1536, 3072, 5120)),
+)
 DRAWS = 12
 #: Errors of a result in bfloat16, in those of rounding the exact one: of one draw, and in the mean of DRAWS.
 OF_EACH, OF_MEAN = 1.2, 1.1
 
 
 class Draw(NamedTuple):
-    """One matrix, of the first column c, and tokens."""
+    """One circulant or skew-circulant matrix, of the first column c, and tokens."""
 
     c: Tensor
     x: Tensor
     g: Tensor
+    block: int = CIRCULANT
 
     def y(self) -> Tensor:
         """The exact product."""
-        return circulant_product(self.x, self.c)
+        return values_of(spectrum_of(self.c, self.block) * spectrum_of(self.x, self.block), self.block)
 
     def x_gradient(self) -> Tensor:
         """The exact product with the transposed matrix."""
-        return circulant_product(self.g, self.c, transposed=True)
+        return values_of(spectrum_of(self.c, self.block).conj() * spectrum_of(self.g, self.block), self.block)
 
     def c_gradient(self) -> Tensor:
         """The exact gradient of <g, product> with respect to c."""
-        spectrum = torch.fft.rfft(self.g.double()) * torch.fft.rfft(self.x.double()).conj()
-        return torch.fft.irfft(spectrum.sum((0, 1)), self.c.shape[-1])
+        spectrum = spectrum_of(self.g, self.block) * spectrum_of(self.x, self.block).conj()
+        return values_of(spectrum.sum((0, 1)), self.block)
 
 
-def circulant_product(x: Tensor, c: Tensor, transposed: bool = False) -> Tensor:
-    """The product of tokens with a circulant matrix in float64."""
-    spectrum = torch.fft.rfft(c.double())
-    return torch.fft.irfft(torch.fft.rfft(x.double()) * (spectrum.conj() if transposed else spectrum), c.shape[-1])
+def twist(size: int, block: int) -> Tensor:
+    """What makes of skew-circulant products circulant ones, exp(iπ j/n); ones for a circulant matrix."""
+    turns = torch.arange(size, dtype=torch.float64) * (torch.pi / size if block == SKEW_CIRCULANT else 0)
+    return torch.polar(torch.ones_like(turns), turns)
+
+
+def spectrum_of(values: Tensor, block: int) -> Tensor:
+    """The transform of values along the last dimension, in float64."""
+    return torch.fft.fft(values.double() * twist(values.shape[-1], block).to(values.device))
+
+
+def values_of(spectrum: Tensor, block: int) -> Tensor:
+    """The real values of a transform."""
+    return (torch.fft.ifft(spectrum) * twist(spectrum.shape[-1], block).to(spectrum.device).conj()).real
 
 
 def random(shape: tuple[int, ...]) -> Tensor:
@@ -59,9 +78,9 @@ def outlier(shape: tuple[int, ...]) -> Tensor:
 KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {"random": random, "gelu": gelu, "outlier": outlier}
 
 
-def drawn(size: int, tokens: int, kind: str = "random") -> Draw:
+def drawn(size: int, tokens: int, kind: str = "random", block: int = CIRCULANT) -> Draw:
     c, x, g = torch.randn(size) / size**0.5, KINDS[kind]((1, tokens, size)), torch.randn(1, tokens, size)
-    return Draw(c.bfloat16(), x.bfloat16(), g.bfloat16())
+    return Draw(c.bfloat16(), x.bfloat16(), g.bfloat16(), block)
 
 
 def roundings(got: Tensor, exact: Tensor) -> float:

@@ -32,10 +32,11 @@ PLANNED = {
     "rounding_key_kernel": ((512, 1), (512, 1)),
     "tensor_spectrum": ((512, 1), (512, 1)),
 }
-# The same of transforms on tensor cores, for each outer radix: twelve warps of a product at 4096, eight of gradients.
+# The same of transforms on tensor cores, for each outer radix that is compiled: twelve warps of a product at 4096,
+# eight of gradients.
 TENSOR_PLANNED = {
-    "tensor_product": {**dict.fromkeys((1, 3, 4, 8), (128, 4)), 16: (128, 3), 32: (256, 1)},
-    "tensor_gradients": {**dict.fromkeys((1, 3, 4, 8, 16), (128, 2)), 32: (256, 1)},
+    "tensor_product": {**dict.fromkeys((1, 2, 3, 4, 8), (128, 4)), 16: (128, 3), 32: (256, 1)},
+    "tensor_gradients": {**dict.fromkeys((1, 2, 3, 4, 8, 16), (128, 2)), 32: (256, 1)},
 }
 # Of what is promised, sizes that are and are not powers of two.
 PROMISED = {"sm_80": (768, 1536, 3072, 4608, 8192), "sm_90": (8192, 11008, 13824, 14336, 16384)}

@@ -34,11 +34,14 @@ Parameters parameters_of(StorageType type, const GridShape& shape, bool transpos
   return {wide ? StorageType::kFloat32 : type, block.column(length_of(block), transposed), transposed};
 }
 
-// The product on the matrix unit, of a single circulant block; there may be none.
+// The product on the matrix unit, of a single block; there may be none.
 TensorProduct tensor_product_of(StorageType type, const GridShape& shape) {
-  const bool single = shape.groups == 1 && shape.out_blocks == 1 && shape.in_blocks == 1;
-  const bool possible = single && shape.kind == surm::BlockKind::kCirculant && type != StorageType::kFloat64;
-  return {possible ? shape.columns : 0, shape.tokens};
+  const SpectralProduct exact = product_of(type, shape);
+  const bool single = shape.groups == 1 && exact.shape.all_blocks() == 1;
+  const bool possible = single && !exact.shape.reflected && type != StorageType::kFloat64;
+  return {exact.size,         exact.padded,         possible ? length_of(Block(shape)) : 0,
+          shape.tokens,       exact.shape.out_size, exact.shape.in_size,
+          exact.shape.twisted};
 }
 
 char* tensor_spectrum_in(void* spectra, StorageType type, const GridShape& shape) {

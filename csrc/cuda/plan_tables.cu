@@ -95,9 +95,13 @@ const DevicePlan<Scalar>* device_plan(int64_t size, bool padded, int* error) {
   fresh->length = static_cast<int>(plan.length);
   std::vector<Complex<Scalar>> tables = tables_of(plan, *fresh);
   const size_t twist = tables.size() - plan.size, tensor = tables.size();
+  size_t of_tensor = 0;
   if constexpr (sizeof(Scalar) == 4) {
-    const std::vector<Complex<float>> more = plan.embedded() ? std::vector<Complex<float>>{} : tensor_tables(size);
-    tables.insert(tables.end(), more.begin(), more.end());
+    for (int twisted = 0; twisted < 2 && !plan.embedded(); ++twisted) {
+      const std::vector<Complex<float>> more = tensor_tables(size, twisted != 0);
+      of_tensor = more.size();
+      tables.insert(tables.end(), more.begin(), more.end());
+    }
   }
   void* copy = nullptr;
   if (!tables.empty() && (*error = upload(tables.data(), tables.size() * sizeof(tables[0]), &copy)) != cudaSuccess) {
@@ -105,7 +109,9 @@ const DevicePlan<Scalar>* device_plan(int64_t size, bool padded, int* error) {
   }
   fresh->twiddles = static_cast<const TwiddlePair<Scalar>*>(copy);
   if (!plan.embedded()) fresh->twist = static_cast<const Complex<Scalar>*>(copy) + twist;
-  if (tables.size() > tensor) fresh->tensor_tables = static_cast<const Complex<Scalar>*>(copy) + tensor;
+  for (int twisted = 0; twisted < 2 && of_tensor > 0; ++twisted) {
+    fresh->tensor_tables[twisted] = static_cast<const Complex<Scalar>*>(copy) + tensor + twisted * of_tensor;
+  }
   known = std::move(fresh);
   return known.get();
 }

@@ -46,8 +46,8 @@ struct DevicePlan {
   int stage_count = 0;
   DeviceStage stages[kMostStages];
   const TwiddlePair<Scalar>* twiddles = nullptr;
-  const Complex<Scalar>* twist = nullptr;          // exp(iπ j/n) for j < n, where N = n
-  const Complex<Scalar>* tensor_tables = nullptr;  // of the transform on the matrix unit, where there is one
+  const Complex<Scalar>* twist = nullptr;        // exp(iπ j/n) for j < n, where N = n
+  const Complex<Scalar>* tensor_tables[2] = {};  // of transforms on the matrix unit, plain and twisted, if there are
 
   bool embedded() const { return length != size; }
 };

@@ -19,19 +19,21 @@ int64_t TensorProduct::flag_bytes() const { return chunks() * static_cast<int64_
 
 int TensorProduct::gradients(ConstRows g, ConstRows x, const void* spectrum, double scale, void* x_gradient, void* sums,
                              int* poisoned, void* stream) const {
-  return with_tables(length, [&](auto outer, const TurnPair* tables) {
+  return with_stage(length, twisted, [&](auto outer, auto twist, const OuterStage& stage) {
     constexpr int kRadix = decltype(outer)::value;
+    constexpr bool kTwist = decltype(twist)::value;
     const double made_up = scale / (gradient_scale() * kOutScale<kRadix>);
-    const TensorGradientsTask task{tokens_at(g),
-                                   tokens_at(x),
+    const TensorGradientsTask task{tokens_at(g, rows),
+                                   tokens_at(x, columns),
                                    static_cast<uint16_t*>(x_gradient),
                                    static_cast<int>(tokens),
-                                   tables,
+                                   stage,
                                    static_cast<const TurnPair*>(spectrum),
                                    static_cast<float>(made_up),
                                    static_cast<TurnPair*>(sums),
                                    poisoned};
-    const auto kernel = x_gradient != nullptr ? tensor_gradients<kRadix, true> : tensor_gradients<kRadix, false>;
+    const auto kernel =
+        x_gradient != nullptr ? tensor_gradients<kRadix, true, kTwist> : tensor_gradients<kRadix, false, kTwist>;
     return launch(kernel, dim3(static_cast<unsigned>(chunks())), Outer<kRadix>::kThreads, kGradientsShared<kRadix>,
                   stream, task);
   });

@@ -1,6 +1,6 @@
-// Both gradients of the product with one circulant matrix on the matrix unit: sums over tokens of the spectrum of the
-// parameter's, and the tokens' own. A block of threads takes every so many pairs of tokens and keeps its sum in shared
-// memory, each value of it touched by one lane alone.
+// Both gradients of the product with one block on the matrix unit: sums over tokens of the spectrum of the parameter's,
+// and the tokens' own. A block of threads takes every so many pairs of tokens and keeps its sum in shared memory, each
+// value of it touched by one lane alone.
 #pragma once
 
 #include "tensor_product.cuh"
@@ -11,7 +11,7 @@ struct TensorGradientsTask {
   Tokens g, x;
   uint16_t* x_gradient;  // contiguous, where it is wanted
   int tokens;
-  const TurnPair* tables;
+  OuterStage stage;
   const TurnPair* spectrum;  // of the transposed matrix, where x's gradient is wanted
   float scale;               // of x's gradient
   TurnPair* sums;            // for each block of threads, in the order of the core's tables
@@ -68,35 +68,35 @@ constexpr int64_t kGradientsShared =
 
 // The sums of all complex rows of a block, in order.
 template <int kRadix>
-__device__ void write_sums(const Shared<TurnPair>& of_rows, TurnPair* to) {
-  constexpr int kCount = kRadix * kPairsOfCore;
-  for (int i = threadIdx.x; i < kCount; i += Outer<kRadix>::kThreads) {
+__device__ void write_sums(const Shared<TurnPair>& of_rows, int count, TurnPair* to) {
+  for (int i = threadIdx.x; i < count; i += Outer<kRadix>::kThreads) {
     TurnPair sum = of_rows[i];
     SURM_UNROLL
     for (int row = 1; row < Outer<kRadix>::kRowsOfBlock; ++row) {
-      const TurnPair more = of_rows[row * kCount + i];
+      const TurnPair more = of_rows[row * count + i];
       sum = {sum.first + more.first, sum.second + more.second};
     }
     to[i] = sum;
   }
 }
 
-template <int kRadix, bool kInputGradient>
+template <int kRadix, bool kInputGradient, bool kTwist>
 __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kGradientsBlocks<kRadix>)
     tensor_gradients(const TensorGradientsTask task) {
   using O = Outer<kRadix>;
   constexpr int64_t kBytes = Planes<kRadix>::kBytes, kSums = 2 * O::kRowsOfBlock * kBytes, kLargest = 2 * kSums;
   const Worker<kRadix> me;
   const Planes<kRadix> of_g(2 * me.row * kBytes), of_x((2 * me.row + 1) * kBytes);
+  const int rows = task.stage.rows_of<kRadix>();
   const Shared<TurnPair> all_sums = shared_memory<TurnPair>(kSums);
   const Shared<TurnPair> sums = all_sums + (me.row * kRadix * kPairsOfCore + me.lane);
-  for (int i = 0; i < O::kCores * kQuarters; ++i) {
-    sums[(me.warp * O::kCores * kQuarters + i) * kLanes] = TurnPair{{0, 0}, {0, 0}};
+  for (int row = me.warp; row < rows; row += O::kWarps) {
+    for (int i = 0; i < kQuarters; ++i) sums[row * kPairsOfCore + i * kLanes] = TurnPair{{0, 0}, {0, 0}};
   }
-  bool finite = true;
+  int finite = 1;  // no predicate: there are too few of them
 
   for (int pair = blockIdx.x * O::kRowsOfBlock + me.row; 2 * pair < task.tokens; pair += gridDim.x * O::kRowsOfBlock) {
-    const bool alone = 2 * pair + 1 == task.tokens;
+    const bool alone = 2 * afresh(pair) + 1 == task.tokens;
     Packets<kRadix> g = load_pair(task.g, pair, task.tokens, me), x = load_pair(task.x, pair, task.tokens, me);
     uint32_t largest[2] = {largest_of(g), largest_of(x)};
     share_largest(largest, shared_memory<uint32_t>(kLargest), me);
@@ -105,43 +105,45 @@ __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kGradientsBlocks<kRad
     SURM_UNROLL
     for (int i = 0; i < 2; ++i) {
       if (alone) largest[i] &= 0xffff;
-      finite = finite && Magnitude16(largest[i], 0).finite() && Magnitude16(largest[i], 1).finite();
+      finite &= Magnitude16(largest[i], 0).finite() && Magnitude16(largest[i], 1).finite() ? 1 : 0;
     }
     const ProductScales scales(largest[0], largest[1]);
-    outer_in(g, scales.g, task.tables, me, of_g);
-    outer_in(x, scales.x, task.tables, me, of_x);
+    outer_in<kTwist>(g, scales.g, task.stage, me, of_g);
+    outer_in<kTwist>(x, scales.x, task.stage, me, of_x);
     me.wait();
-    const Core<kRadix> core(task.tables, afresh(me.lane));  // here, so that it takes no registers of the stage in
+    const Core<kRadix> core(task.stage.tables, afresh(me.lane));  // here, so that it takes no registers of the stage in
     SURM_NO_UNROLL
-    for (int i = 0; i < O::kCores; ++i) {
-      const int row = me.warp * O::kCores + i;
-      Sums g_hat = core.in(of_g, row);
-      add_product(g_hat, core.in(of_x, row), scales.weight, sums + row * kPairsOfCore);
+    for (int row = me.warp; row < rows; row += O::kWarps) {
+      const int place = O::place_of_row(rows, row);
+      Sums g_hat = core.in(of_g, place);
+      add_product(g_hat, core.in(of_x, place), scales.weight, sums + row * kPairsOfCore);
       if constexpr (kInputGradient) {
         turn<false>(g_hat, task.spectrum + 1 + row * kPairsOfCore + me.lane);
         g_hat = core.out(g_hat);
-        if (kRadix > 1) {
-          turn<true>(g_hat, task.tables + TensorTables<kRadix>::kOutward + row * kPairsOfCore + me.lane);
+        if (kRadix > 1 || kTwist) {
+          turn<true>(g_hat, task.stage.tables + TensorTables<kRadix>::kOutward + row * kPairsOfCore + me.lane);
         }
         __syncwarp();  // the row has been read
-        core.store(g_hat, of_g, row);
+        core.store(g_hat, of_g, place);
       }
     }
     if constexpr (kInputGradient) {
       me.wait();
       const float scale = task.scale * task.spectrum[0].first.re;
       const TensorStore<kRadix, false> store{
-          task.x_gradient + int64_t{2} * afresh(pair) * O::kLength,
+          task.x_gradient + int64_t{2} * afresh(pair) * task.x.size,
           nullptr,
           0,
+          task.x.size,
           alone,
           {scale * Magnitude16(largest[0], 0).out(), scale * Magnitude16(largest[0], 1).out()}};
-      outer_out(task.tables, core.dft(), me, of_g, store);
+      outer_out<kTwist>(task.stage, me, of_g, store);
     }
   }
-  const bool poisoned = __syncthreads_or(!finite) != 0;
+  const bool poisoned = __syncthreads_or(finite == 0) != 0;
   if (threadIdx.x == 0) task.poisoned[blockIdx.x] = poisoned ? 1 : 0;
-  write_sums<kRadix>(all_sums, task.sums + static_cast<int64_t>(blockIdx.x) * kRadix * kPairsOfCore);
+  const int count = rows * kPairsOfCore;
+  write_sums<kRadix>(all_sums, count, task.sums + static_cast<int64_t>(blockIdx.x) * count);
 }
 
 }  // namespace surm::cuda

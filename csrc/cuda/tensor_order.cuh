@@ -27,7 +27,7 @@ struct TensorOrder {
 
   __device__ __forceinline__ int64_t operator()(int64_t at) const {
     const int place = static_cast<int>(at), row = place / kCore;
-    return place_of_frequency(plan, frequency_of_row(radix, row) + radix * core_value_at(place % kCore));
+    return place_of_frequency(plan, row + radix * core_value_at(place % kCore));
   }
 };
 

@@ -1,14 +1,27 @@
 // The outer stage of a transform of n = R · 256: from pairs of tokens to R rows of 256 in shared memory, and back.
 //
-// R = 16 is a product with the 16-point transform; the tokens come in as they are, so the matrix is split into two of
-// bfloat16, which leaves nothing to round. R = 32 is the same on 512 values a row, with a stage of radix 2 in float32
-// behind it; out again both are one product with matrices of 32 points. R = 8 has real and imaginary part in one
-// matrix. R = 1, 3, 4 are butterflies in registers.
+// R <= 16 is a product with the transform of R points; the tokens come in as they are, so the matrix is split into two
+// of bfloat16, which leaves nothing to round. R <= 32 is the same on 512 values a row, with a stage of radix 2 in
+// float32 behind it; out again both are one product with matrices of R points. R <= 8 has real and imaginary part in
+// one matrix. R <= 4 are butterflies in registers. The twist of a skew-circulant matrix is in the matrices and in the
+// twiddles behind them; butterflies have factors of their own for it, kTwist.
 #pragma once
 
 #include "tensor_tokens.cuh"
 
 namespace surm::cuda {
+
+// What a launch says of the stage.
+struct OuterStage {
+  const TurnPair* tables;
+  int rows;  // R
+
+  // The same, known to the compiler where butterflies leave no choice.
+  template <int kRadix>
+  __device__ __forceinline__ int rows_of() const {
+    return Outer<kRadix>::kOnUnit ? rows : kRadix;
+  }
+};
 
 template <int kRadix>
 struct OuterTables {
@@ -20,12 +33,13 @@ struct OuterTables {
         matrices(reinterpret_cast<const uint4*>(tables + TensorTables<kRadix>::kMatrices) + me.lane) {}
 
   __device__ __forceinline__ uint4 matrix(int which) const { return matrices[which * kLanes]; }
+  __device__ __forceinline__ TurnPair turns(int which) const {
+    const uint4 bits = matrix(kTurns + which);
+    return {{__uint_as_float(bits.x), __uint_as_float(bits.y)}, {__uint_as_float(bits.z), __uint_as_float(bits.w)}};
+  }
 };
 
 // ---- in ----
-
-template <int kRadix>
-using Column = Complex<float>[Outer<kRadix>::kSlots];
 
 // One column of the stage, value i of all packets, by a product.
 template <int kRadix>
@@ -85,24 +99,41 @@ struct UnitIn<8> {
   }
 };
 
-// The same by a butterfly.
-template <int kRadix>
-__device__ __forceinline__ void butterfly_in(const Packets<kRadix>& x, const uint32_t (&scales)[2], int i,
-                                             Complex<float> (&column)[kRadix]) {
+// Every row of a butterfly, or of its result, times its factor of the twist, or the conjugate.
+template <bool kConjugate, int kRadix>
+__device__ __forceinline__ void twist(const OuterTables<kRadix>& tables, Complex<float> (&columns)[8][kRadix]) {
   SURM_UNROLL
-  for (int k = 0; k < kRadix; ++k) {
-    float values[2];
+  for (int row = 1; row < kRadix; ++row) {
+    const TurnPair turns = tables.turns(row / 2);
+    const Complex<float> factor = row % 2 == 0 ? turns.first : turns.second;
     SURM_UNROLL
-    for (int part = 0; part < 2; ++part) {
-      const uint32_t word = word_of(x.of_token[part][k], i / 2);
-      values[part] = (i % 2 == 0 ? first_of(word) : second_of(word)) * first_of(scales[part]);
-    }
-    column[k] = {values[0], values[1]};
+    for (int i = 0; i < 8; ++i) turn<kConjugate>(columns[i][row].re, columns[i][row].im, factor);
   }
-  Butterfly<kRadix, false>::apply(column);
 }
 
-// R = 32: the stage of radix 2. Slots 2x and 2x + 1 are values 256 apart.
+// All columns by butterflies.
+template <bool kTwist, int kRadix>
+__device__ __forceinline__ void butterflies_in(const OuterTables<kRadix>& tables, const Packets<kRadix>& x,
+                                               const uint32_t (&scales)[2], Complex<float> (&columns)[8][kRadix]) {
+  SURM_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    SURM_UNROLL
+    for (int k = 0; k < kRadix; ++k) {
+      float values[2];
+      SURM_UNROLL
+      for (int part = 0; part < 2; ++part) {
+        const uint32_t word = word_of(x.of_token[part][k], i / 2);
+        values[part] = (i % 2 == 0 ? first_of(word) : second_of(word)) * first_of(scales[part]);
+      }
+      columns[i][k] = {values[0], values[1]};
+    }
+  }
+  if constexpr (kTwist) twist<false>(tables, columns);
+  SURM_UNROLL
+  for (int i = 0; i < 8; ++i) Butterfly<kRadix, false>::apply(columns[i]);
+}
+
+// R <= 32: the stage of radix 2. Slots 2x and 2x + 1 are values 256 apart.
 __device__ __forceinline__ void radix_2_in(const TurnPair& turns, Complex<float> (&column)[4]) {
   SURM_UNROLL
   for (int x = 0; x < 2; ++x) {
@@ -114,32 +145,28 @@ __device__ __forceinline__ void radix_2_in(const TurnPair& turns, Complex<float>
 }
 
 // `scales` are those of Magnitude16::in().
-template <int kRadix>
-__device__ __forceinline__ void outer_in(const Packets<kRadix>& x, const uint32_t (&scales)[2],
-                                         const TurnPair* all_tables, const Worker<kRadix>& worker,
-                                         const Planes<kRadix>& planes) {
+template <bool kTwist, int kRadix>
+__device__ __forceinline__ void outer_in(const Packets<kRadix>& x, const uint32_t (&scales)[2], const OuterStage& stage,
+                                         const Worker<kRadix>& worker, const Planes<kRadix>& planes) {
   using O = Outer<kRadix>;
   const Worker<kRadix> me = worker.afresh();
-  const OuterTables<kRadix> tables(all_tables, me);
+  const OuterTables<kRadix> tables(stage.tables, me);
   Complex<float> columns[8][O::kSlots];
   if constexpr (O::kOnUnit) {
     const UnitIn<kRadix> unit(tables);
     SURM_UNROLL
     for (int i = 0; i < 8; ++i) unit(x, scales, i, columns[i]);
   } else {
-    SURM_UNROLL
-    for (int i = 0; i < 8; ++i) butterfly_in<kRadix>(x, scales, i, columns[i]);
+    butterflies_in<kTwist>(tables, x, scales, columns);
   }
   if constexpr (kRadix == 32) {
-    const uint4 bits = tables.matrix(kInTurns);
-    const TurnPair turns{{__uint_as_float(bits.x), __uint_as_float(bits.y)},
-                         {__uint_as_float(bits.z), __uint_as_float(bits.w)}};
+    const TurnPair turns = tables.turns(0);
     SURM_UNROLL
     for (int i = 0; i < 8; ++i) radix_2_in(turns, columns[i]);
   }
   SURM_UNROLL
   for (int slot = 0; slot < O::kSlots; ++slot) {
-    const bool trivial = !O::kOnUnit && slot == 0;
+    const bool trivial = !O::kOnUnit && slot == 0 && !kTwist;
     uint32_t re[4], im[4];
     SURM_UNROLL
     for (int i = 0; i < 8 && !trivial; i += 2) {
@@ -153,27 +180,20 @@ __device__ __forceinline__ void outer_in(const Packets<kRadix>& x, const uint32_
       re[k] = float16_pair(a.re, b.re);
       im[k] = float16_pair(a.im, b.im);
     }
-    planes.store(O::row(me.lane, slot), O::column(me.warp, me.lane, slot) / 8, {re[0], re[1], re[2], re[3]},
+    planes.store(O::place(me.lane, slot), O::column(me.warp, me.lane, slot) / 8, {re[0], re[1], re[2], re[3]},
                  {im[0], im[1], im[2], im[3]});
   }
 }
 
 // ---- out ----
 
-// What a token's values are multiplied by on the way out because the matrices were.
-template <int kRadix>
-constexpr float kOutScale = kRadix == 32  ? kMatrixScale32
-                            : kRadix >= 8 ? kMatrixScale
-                                          : 1.0f;
-
 // Calls store(part, place, values) for neighbouring values of the tokens that it has, times kOutScale.
 template <int kRadix, class Store>
-__device__ __forceinline__ void unit_out(const OuterTables<kRadix>& tables, const Dft16& core, const Worker<kRadix>& me,
+__device__ __forceinline__ void unit_out(const OuterTables<kRadix>& tables, const Worker<kRadix>& me,
                                          const Planes<kRadix>& planes, const Store& store) {
-  constexpr int kParts = kRadix == 32 ? 2 : 1, kRowOf = kRadix == 32 ? 2 * kCore : kCore;
+  constexpr int kParts = Outer<kRadix>::kParts, kRowOf = kParts * kCore;
   const int quarter = me.warp % 4, second = me.warp / 4;  // 64 values of 256, and which 256 of a row
-  Dft16 dft = core;
-  if constexpr (kRadix == 32) dft = {tables.matrix(kOutCos + 2 * second), tables.matrix(kOutSin + 2 * second)};
+  Dft16 dft{tables.matrix(kOutCos + 2 * second), tables.matrix(kOutSin + 2 * second)};
   float re[8][4] = {}, im[8][4] = {};
   SURM_UNROLL
   for (int part = 0; part < kParts; ++part) {
@@ -190,7 +210,7 @@ __device__ __forceinline__ void unit_out(const OuterTables<kRadix>& tables, cons
     if (!store.has(part)) continue;
     SURM_UNROLL
     for (int k = 0; k < 4; ++k) {
-      const int row = exchanged(row_of_lane(me.lane)) + 8 * (k >> 1);
+      const int row = row_of_lane(me.lane) + 8 * (k >> 1);
       float values[8];
       SURM_UNROLL
       for (int i = 0; i < 8; ++i) values[i] = part == 0 ? re[i][k] : im[i][k];
@@ -200,8 +220,8 @@ __device__ __forceinline__ void unit_out(const OuterTables<kRadix>& tables, cons
 }
 
 template <class Store>
-__device__ __forceinline__ void unit_out(const OuterTables<8>& tables, const Dft16&, const Worker<8>& me,
-                                         const Planes<8>& planes, const Store& store) {
+__device__ __forceinline__ void unit_out(const OuterTables<8>& tables, const Worker<8>& me, const Planes<8>& planes,
+                                         const Store& store) {
   const uint4 matrix = tables.matrix(kOut);
   float sums[8][4] = {};
   SURM_UNROLL
@@ -213,7 +233,7 @@ __device__ __forceinline__ void unit_out(const OuterTables<8>& tables, const Dft
   SURM_UNROLL
   for (int k = 0; k < 4; ++k) {
     if (!store.has(k >> 1)) continue;
-    const int row = exchanged(row_of_lane(me.lane));
+    const int row = row_of_lane(me.lane);
     float values[8];
     SURM_UNROLL
     for (int i = 0; i < 8; ++i) values[i] = sums[i][k];
@@ -221,25 +241,23 @@ __device__ __forceinline__ void unit_out(const OuterTables<8>& tables, const Dft
   }
 }
 
-template <int kRadix, class Store>
-__device__ __forceinline__ void butterfly_out(const Worker<kRadix>& me, const Planes<kRadix>& planes,
-                                              const Store& store) {
+template <bool kTwist, int kRadix, class Store>
+__device__ __forceinline__ void butterflies_out(const OuterTables<kRadix>& tables, const Worker<kRadix>& me,
+                                                const Planes<kRadix>& planes, const Store& store) {
   uint32_t re[kRadix][4], im[kRadix][4];
   SURM_UNROLL
   for (int row = 0; row < kRadix; ++row) planes.load_values(row, me.lane, re[row], im[row]);
-  Complex<float> columns[4][2][kRadix];
+  Complex<float> columns[8][kRadix];
   SURM_UNROLL
-  for (int word = 0; word < 4; ++word) {
+  for (int i = 0; i < 8; ++i) {
     SURM_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      SURM_UNROLL
-      for (int row = 0; row < kRadix; ++row) {
-        const auto value = [&](uint32_t bits) { return half_to_float(static_cast<uint16_t>(bits >> 16 * i)); };
-        columns[word][i][row] = {value(re[row][word]), value(im[row][word])};
-      }
-      Butterfly<kRadix, true>::apply(columns[word][i]);
+    for (int row = 0; row < kRadix; ++row) {
+      const auto value = [&](uint32_t bits) { return half_to_float(static_cast<uint16_t>(bits >> 16 * (i % 2))); };
+      columns[i][row] = {value(re[row][i / 2]), value(im[row][i / 2])};
     }
+    Butterfly<kRadix, true>::apply(columns[i]);
   }
+  if constexpr (kTwist) twist<true>(tables, columns);
   SURM_UNROLL
   for (int part = 0; part < 2; ++part) {
     if (!store.has(part)) continue;
@@ -247,7 +265,7 @@ __device__ __forceinline__ void butterfly_out(const Worker<kRadix>& me, const Pl
     for (int word = 0; word < 4; ++word) {
       SURM_UNROLL
       for (int k = 0; k < kRadix; ++k) {
-        const Complex<float>&first = columns[word][0][k], &second = columns[word][1][k];
+        const Complex<float>&first = columns[2 * word][k], &second = columns[2 * word + 1][k];
         store(part, kCore * k + 64 * word + planes.column_of_lane(me.lane),
               {part == 0 ? first.re : first.im, part == 0 ? second.re : second.im});
       }
@@ -255,14 +273,15 @@ __device__ __forceinline__ void butterfly_out(const Worker<kRadix>& me, const Pl
   }
 }
 
-template <int kRadix, class Store>
-__device__ __forceinline__ void outer_out(const TurnPair* tables, const Dft16& core, const Worker<kRadix>& worker,
+template <bool kTwist, int kRadix, class Store>
+__device__ __forceinline__ void outer_out(const OuterStage& stage, const Worker<kRadix>& worker,
                                           const Planes<kRadix>& planes, const Store& store) {
   const Worker<kRadix> me = worker.afresh();
+  const OuterTables<kRadix> tables(stage.tables, me);
   if constexpr (Outer<kRadix>::kOnUnit) {
-    unit_out(OuterTables<kRadix>(tables, me), core, me, planes, store);
+    unit_out(tables, me, planes, store);
   } else {
-    butterfly_out(me, planes, store);
+    butterflies_out<kTwist>(tables, me, planes, store);
   }
 }
 

@@ -35,17 +35,21 @@ constexpr double kCoreScale = static_cast<double>(kMatrixScale) * kMatrixScale;
 }  // namespace
 
 bool TensorProduct::exists() const {
-  return with_outer_radix(length, [](auto) {});
+  bool found = false;
+  with_outer_radix(length, [&](auto outer) {
+    const bool whole = rows == length && columns == length;
+    found = Outer<decltype(outer)::value>::kOnUnit ? rows % 8 == 0 && columns % 8 == 0 : whole;
+  });
+  return found;
 }
 
 bool TensorProduct::serves(StorageType type, ConstRows first, ConstRows second, bool gradient) const {
+  if (!exists()) return false;
   int64_t shared = 0;
-  if (!with_outer_radix(length, [&](auto outer) {
-        constexpr int kRadix = decltype(outer)::value;
-        shared = gradient ? kGradientsShared<kRadix> : kProductShared<kRadix>;
-      })) {
-    return false;
-  }
+  with_outer_radix(length, [&](auto outer) {
+    constexpr int kRadix = decltype(outer)::value;
+    shared = gradient ? kGradientsShared<kRadix> : kProductShared<kRadix>;
+  });
   return type == StorageType::kBFloat16 && tokens > 0 && tokens <= INT32_MAX / 2 && aligned(first) && aligned(second) &&
          device_serves() && shared <= shared_memory_limit() && !asked_for_float32();
 }
@@ -56,18 +60,21 @@ int64_t TensorProduct::spectrum_values() const {
 
 int TensorProduct::matmul(ConstRows x, const void* spectrum, ConstRows base, double scale, void* y,
                           void* stream) const {
-  return with_tables(length, [&](auto outer, const TurnPair* tables) {
+  return with_stage(length, twisted, [&](auto outer, auto twist, const OuterStage& stage) {
     constexpr int kRadix = decltype(outer)::value;
+    constexpr bool kTwist = decltype(twist)::value;
     // The matrices of the core on the way in, on the way out, and those of the outer stage.
     const double made_up = scale / (kCoreScale * kCoreScale * kOutScale<kRadix>);
-    const TensorProductTask task{tokens_at(x),
-                                 tokens_at(base),
+    const TensorProductTask task{tokens_at(x, columns),
+                                 tokens_at(base, rows),
                                  static_cast<uint16_t*>(y),
+                                 static_cast<int>(rows),
                                  static_cast<int>(tokens),
-                                 tables,
+                                 stage,
                                  static_cast<const TurnPair*>(spectrum),
                                  static_cast<float>(made_up)};
-    const auto kernel = base.data != nullptr ? tensor_product<kRadix, true> : tensor_product<kRadix, false>;
+    const auto kernel =
+        base.data != nullptr ? tensor_product<kRadix, true, kTwist> : tensor_product<kRadix, false, kTwist>;
     const int64_t blocks = blocks_of<kRadix>(tokens, kBlocksWanted / 2 * kProductBlocks<kRadix>);
     return launch(kernel, dim3(static_cast<unsigned>(blocks)), Outer<kRadix>::kThreads, kProductShared<kRadix>, stream,
                   task);

@@ -1,4 +1,4 @@
-// The product of tokens with one circulant matrix on the matrix unit.
+// The product of tokens with one block, as the circulant that acts as it does, on the matrix unit.
 #pragma once
 
 #include "tensor_outer.cuh"
@@ -7,19 +7,22 @@ namespace surm::cuda {
 
 struct TensorProductTask {
   Tokens x, base;  // base has no data where there is none
-  uint16_t* y;     // contiguous
+  uint16_t* y;     // contiguous, (tokens, y_size)
+  int y_size;
   int tokens;
-  const TurnPair* tables;
+  OuterStage stage;
   const TurnPair* spectrum;  // what tensor_spectrum() made
   float scale;               // makes up for the scales of the matrices, too
 };
 
-// Writes both tokens of a pair, times their factors; `places` of y and base begin at token 2 · pair.
+// Writes both tokens of a pair, times their factors; `places` of y and base begin at token 2 · pair. What is beyond
+// the size of a token is left out.
 template <int kRadix, bool kBase>
 struct TensorStore {
   uint16_t* y;
   const uint16_t* base;
   int64_t base_stride;
+  int size;
   bool alone;  // the pair has one token
   float factors[2];
 
@@ -27,8 +30,8 @@ struct TensorStore {
 
   template <int kCount>
   __device__ __forceinline__ void operator()(int part, int place, const float (&values)[kCount]) const {
-    store_values<kBase>(y + part * Outer<kRadix>::kLength + place, base + part * base_stride + place, factors[part],
-                        values);
+    const bool inside = !Outer<kRadix>::kOnUnit || place < size;
+    store_values<kBase>(y + part * size + place, base + part * base_stride + place, inside, factors[part], values);
   }
 };
 
@@ -41,7 +44,7 @@ constexpr int kProductBlocks = kRadix == 32   ? 1
 template <int kRadix>
 constexpr int64_t kProductShared = Outer<kRadix>::kRowsOfBlock * Planes<kRadix>::kBytes + kLargestBytes<kRadix, 1>;
 
-template <int kRadix, bool kBase>
+template <int kRadix, bool kBase, bool kTwist>
 __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kProductBlocks<kRadix>)
     tensor_product(const TensorProductTask task) {
   using O = Outer<kRadix>;
@@ -57,31 +60,33 @@ __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kProductBlocks<kRadix
       share_largest(largest, memory, me);
       clear_unless_finite(x, largest[0]);
       if (alone) largest[0] &= 0xffff;
-      outer_in(x, {Magnitude16(largest[0], 0).in(), Magnitude16(largest[0], 1).in()}, task.tables, me, planes);
+      outer_in<kTwist>(x, {Magnitude16(largest[0], 0).in(), Magnitude16(largest[0], 1).in()}, task.stage, me, planes);
     }
     me.wait();
-    const Core<kRadix> core(task.tables, afresh(me.lane));  // here, so that it takes no registers of the stage in
+    const Core<kRadix> core(task.stage.tables, afresh(me.lane));  // here, so that it takes no registers of the stage in
     const TurnPair* spectrum = task.spectrum + 1 + me.lane;
-    const TurnPair* outward = task.tables + TensorTables<kRadix>::kOutward + me.lane;
+    const TurnPair* outward = task.stage.tables + TensorTables<kRadix>::kOutward + me.lane;
+    const int rows = task.stage.rows_of<kRadix>();
     SURM_NO_UNROLL
-    for (int i = 0; i < O::kCores; ++i) {
-      const int row = me.warp * O::kCores + i;
-      Sums sums = core.in(planes, row);
+    for (int row = me.warp; row < rows; row += O::kWarps) {
+      const int place = O::place_of_row(rows, row);
+      Sums sums = core.in(planes, place);
       turn<false>(sums, spectrum + row * kPairsOfCore);
       sums = core.out(sums);
-      if (kRadix > 1) turn<true>(sums, outward + row * kPairsOfCore);
+      if (kRadix > 1 || kTwist) turn<true>(sums, outward + row * kPairsOfCore);
       __syncwarp();  // the row has been read
-      core.store(sums, planes, row);
+      core.store(sums, planes, place);
     }
     me.wait();
     const float scale = task.scale * task.spectrum[0].first.re;
     const TensorStore<kRadix, kBase> store{
-        task.y + int64_t{2} * afresh(pair) * O::kLength,
+        task.y + int64_t{2} * afresh(pair) * task.y_size,
         kBase ? task.base.data + int64_t{2} * afresh(pair) * task.base.stride : nullptr,
         task.base.stride,
+        task.y_size,
         alone,
         {scale * Magnitude16(largest[0], 0).out(), scale * Magnitude16(largest[0], 1).out()}};
-    outer_out(task.tables, core.dft(), me, planes, store);
+    outer_out<kTwist>(task.stage, me, planes, store);
   }
 }
 

@@ -1,6 +1,7 @@
-// The product with one circulant matrix of n = 256 · 1, 3, 4, 8, 16 or 32 values, and its gradients, on the matrix
-// unit: bfloat16 between float32 sums, which docs/gpu-kernels.md compares with the exact kernels of spectral_product.h.
-// No torch inside; what returns int returns a cudaError_t.
+// The product with one circulant or skew-circulant matrix of N = 256 · R values, R = 1 … 16, 18, 20 … 32, or with its
+// first rows and columns where R > 4, and its gradients, on the matrix unit: bfloat16 between float32 sums, which
+// docs/gpu-kernels.md compares with the exact kernels of spectral_product.h. No torch inside; what returns int returns
+// a cudaError_t.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,12 @@
 namespace surm::cuda {
 
 struct TensorProduct {
-  int64_t length;  // n
+  int64_t size;  // which names, with `padded`, the plan that makes the spectrum (plan_tables.cuh)
+  bool padded;
+  int64_t length;  // N
   int64_t tokens;
+  int64_t rows, columns;  // of the matrix, both N or multiples of 8
+  bool twisted;           // skew-circulant
 
   // Whether there is such a transform.
   bool exists() const;

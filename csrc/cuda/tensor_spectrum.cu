@@ -60,11 +60,11 @@ __global__ void __launch_bounds__(kSpectrumThreads) tensor_spectrum(const Tensor
 
 int TensorProduct::make_spectrum(const Complex<float>* spectrum, void* to, void* stream) const {
   int error = 0;
-  const DevicePlan<float>* plan = device_plan<float>(length, false, &error);
+  const DevicePlan<float>* plan = device_plan<float>(size, padded, &error);
   if (plan == nullptr) return error;
   constexpr int kMostLog2 = 6;
   int log2 = 0;
-  while ((int64_t{2} << log2) <= length) ++log2;
+  while ((int64_t{1} << log2) < length) ++log2;
   const int exponent = (log2 / 2 < kMostLog2 ? log2 / 2 : kMostLog2) - log2;
   const TensorSpectrumTask task{TensorOrder(*plan), spectrum, static_cast<TurnPair*>(to), exponent};
   return launch(tensor_spectrum, dim3(1), kSpectrumThreads, kSpectrumThreads / kLanes * sizeof(uint32_t), stream, task);

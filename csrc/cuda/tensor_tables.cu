@@ -11,11 +11,14 @@ namespace {
 
 using Table = std::vector<Complex<float>>;
 
-// exp(∓2πi k/n).
-Complex<float> turn(int64_t k, int n) {
-  const int within = static_cast<int>(k % n);
-  return {static_cast<float>(detail::turn_cos(within, n)), static_cast<float>(-detail::turn_sin(within, n))};
-}
+// cos and sin of 2π k/n.
+struct Turn {
+  double cos = 0, sin = 0;
+
+  Turn() = default;
+  Turn(int k, int n) : cos(detail::turn_cos(k, n)), sin(detail::turn_sin(k, n)) {}
+  Complex<float> back() const { return {static_cast<float>(cos), static_cast<float>(-sin)}; }
+};
 
 uint16_t float16(double value) { return float_to_half(static_cast<float>(value)); }
 uint16_t bfloat16(double value) { return float_to_bfloat16(static_cast<float>(value)); }
@@ -41,70 +44,91 @@ void put_factor(Table& table, int matrices, TensorMatrix which, const Entry& ent
   }
 }
 
-// The 16 × 16 matrices of cosines and sines: entry (i, j) is that of angle(i, j) / points of a turn.
-template <class Angle, class Rounded>
-void put_factors(Table& table, int matrices, TensorMatrix cos, TensorMatrix sin, int points, const Angle& angle,
+// The 16 × 16 matrices of cosines and sines of entry(i, j), a Turn.
+template <class Entry, class Rounded>
+void put_factors(Table& table, int matrices, TensorMatrix cos, TensorMatrix sin, const Entry& entry,
                  const Rounded& rounded) {
-  put_factor(table, matrices, cos,
-             [&](int i, int j) { return rounded(detail::turn_cos(angle(exchanged(i), exchanged(j)), points)); });
-  put_factor(table, matrices, sin,
-             [&](int i, int j) { return rounded(detail::turn_sin(angle(exchanged(i), exchanged(j)), points)); });
+  put_factor(table, matrices, cos, [&](int i, int j) { return rounded(entry(i, j).cos); });
+  put_factor(table, matrices, sin, [&](int i, int j) { return rounded(entry(i, j).sin); });
 }
 
-// R = 8: real and imaginary part of eight values, rows of the first token before those of the second one.
-double entry_in(int row, int column) {
-  const int turn = exchanged(row % 8) * exchanged(column % 8);
-  const double cos = detail::turn_cos(turn, 8), sin = detail::turn_sin(turn, 8);
-  if ((row < 8) == (column < 8)) return cos;
-  return row < 8 ? sin : -sin;
-}
+// The outer stage of R points; twice the frequencies are whole numbers.
+template <int kRadix>
+struct Stage {
+  using O = Outer<kRadix>;
+  static constexpr int kParts = O::kParts;
+  int radix;
+  bool twisted;
+
+  int points() const { return radix / kParts; }
+  int twice(int frequency) const { return 2 * frequency - (twisted ? 1 : 0); }
+
+  // Of a place; any where there is no row.
+  int row_at(int place) const { return place % O::kPoints + place / O::kPoints * points(); }
+
+  // Frequency of a row, value of n.
+  Complex<float> turn(int row, int value) const { return Turn(twice(row) * value, 2 * radix * kCore).back(); }
+
+  // Between a point and a row of kParts · 256 values, of which part `part` is meant.
+  Turn entry(int point, int row, int part = 0) const {
+    return point < points() && row < points() ? Turn(twice(point) * (kParts * row + part), 2 * radix) : Turn();
+  }
+
+  // Real and imaginary parts of eight points in one matrix; those of the first token come before the second one's.
+  double real_entry(int row, int column) const {
+    const Turn turn = entry(row % 8, column % 8);
+    if ((row < 8) == (column < 8)) return turn.cos;
+    return row < 8 ? turn.sin : -turn.sin;
+  }
+};
 
 template <int kRadix>
-void put_matrices(Table& table) {
+void put_matrices(const Stage<kRadix>& stage, Table& table) {
   constexpr int kAt = TensorTables<kRadix>::kMatrices;
-  const auto product = [](int i, int j) { return i * j; };
   const auto scaled = [](double value) { return float16(kMatrixScale * value); };
-  put_factors(table, kAt, kCoreCos, kCoreSin, 16, product, scaled);
+  const auto low = [](double value) { return bfloat16(rest(value)); };
+  put_factors(
+      table, kAt, kCoreCos, kCoreSin, [](int i, int j) { return Turn(exchanged(i) * exchanged(j), 16); }, scaled);
   if constexpr (kRadix == 8) {
-    put_factor(table, kAt, kInHigh, [](int i, int j) { return bfloat16(entry_in(i, j)); });
-    put_factor(table, kAt, kInLow, [](int i, int j) { return bfloat16(rest(entry_in(i, j))); });
-    put_factor(table, kAt, kOut, [&](int i, int j) { return scaled(entry_in(j, i)); });
+    put_factor(table, kAt, kInHigh, [&](int i, int j) { return bfloat16(stage.real_entry(i, j)); });
+    put_factor(table, kAt, kInLow, [&](int i, int j) { return low(stage.real_entry(i, j)); });
+    put_factor(table, kAt, kOut, [&](int i, int j) { return scaled(stage.real_entry(j, i)); });
   } else if constexpr (kRadix > 8) {
-    put_factors(table, kAt, kInCosHigh, kInSinHigh, 16, product, bfloat16);
-    put_factors(table, kAt, kInCosLow, kInSinLow, 16, product, [](double value) { return bfloat16(rest(value)); });
+    const auto in = [&](int point, int row) { return stage.entry(point, row); };
+    put_factors(table, kAt, kInCosHigh, kInSinHigh, in, bfloat16);
+    put_factors(table, kAt, kInCosLow, kInSinLow, in, low);
+    for (int part = 0; part < Outer<kRadix>::kParts; ++part) {
+      put_factors(
+          table, kAt, TensorMatrix(kOutCos + 2 * part), TensorMatrix(kOutSin + 2 * part),
+          [&](int row, int point) { return stage.entry(point, row, part); },
+          [](double value) { return float16(kOutScale<kRadix> * value); });
+    }
   }
-  if constexpr (kRadix == 32) {
-    const auto scaled32 = [](double value) { return float16(kMatrixScale32 * value); };
-    put_factors(table, kAt, kOutCos, kOutSin, 32, [](int i, int j) { return 2 * i * j; }, scaled32);
-    put_factors(
-        table, kAt, kOutCosOfSecond, kOutSinOfSecond, 32, [](int i, int j) { return (2 * i + 1) * j; }, scaled32);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      for (int x = 0; x < 2; ++x) {
-        table[2 * (kAt + kInTurns * kLanes + lane) + x] = turn(exchanged(row_of_lane(lane) + 8 * x), 32);
-      }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      Complex<float>& turn = table[2 * (kAt + (kTurns + i / 2) * kLanes + lane) + i % 2];
+      // Of the second part of a point; of row i.
+      turn = kRadix == 32 ? stage.turn(Outer<kRadix>::place(lane, 2 * i), kCore) : Turn(-i, 2 * stage.radix).back();
     }
   }
 }
 
 template <int kRadix>
-void put_turns(Table& table) {
+void put_turns(const Stage<kRadix>& stage, Table& table) {
   using O = Outer<kRadix>;
   using T = TensorTables<kRadix>;
   for (int place = 0; place < kCore; ++place) {
     const int value = core_value_at(place);
-    table[2 * T::kInner + place] = turn(value % 16 * (value / 16), kCore);
-    for (int row = 0; row < kRadix; ++row) {
-      table[2 * T::kOutward + row * kCore + place] = turn(frequency_of_row(kRadix, row) * value, O::kLength);
-    }
+    table[2 * T::kInner + place] = Turn(value % 16 * (value / 16), kCore).back();
+    for (int row = 0; row < stage.radix; ++row) table[2 * T::kOutward + row * kCore + place] = stage.turn(row, value);
   }
   Complex<float>* in = &table[2 * T::kIn];
   for (int warp = 0; warp < O::kWarps; ++warp) {
     for (int slot = 0; slot < O::kSlots; ++slot) {
       for (int i = 0; i < 8; ++i) {
         for (int lane = 0; lane < kLanes; ++lane) {
-          const int row = O::row(lane, slot), column = O::column(warp, lane, slot) + i;
-          in[2 * (((warp * O::kSlots + slot) * kQuarters + i / 2) * kLanes + lane) + i % 2] =
-              turn(frequency_of_row(kRadix, row) * column, O::kLength);
+          const int row = stage.row_at(O::place(lane, slot)), column = O::column(warp, lane, slot) + i;
+          in[2 * (((warp * O::kSlots + slot) * kQuarters + i / 2) * kLanes + lane) + i % 2] = stage.turn(row, column);
         }
       }
     }
@@ -113,12 +137,14 @@ void put_turns(Table& table) {
 
 }  // namespace
 
-std::vector<Complex<float>> tensor_tables(int64_t length) {
+std::vector<Complex<float>> tensor_tables(int64_t length, bool twisted) {
   Table table;
-  with_outer_radix(length, [&](auto radix) {
-    table.resize(2 * TensorTables<decltype(radix)::value>::kCount);
-    put_turns<decltype(radix)::value>(table);
-    put_matrices<decltype(radix)::value>(table);
+  with_outer_radix(length, [&](auto outer) {
+    constexpr int kRadix = decltype(outer)::value;
+    const Stage<kRadix> stage{static_cast<int>(length / kCore), twisted};
+    table.resize(2 * TensorTables<kRadix>::kCount);
+    put_turns(stage, table);
+    put_matrices(stage, table);
   });
   return table;
 }

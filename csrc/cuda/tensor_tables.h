@@ -8,7 +8,7 @@
 
 namespace surm::cuda {
 
-// Empty where a length has no such transform.
-std::vector<Complex<float>> tensor_tables(int64_t length);
+// Of a circulant matrix or, twisted, of a skew-circulant one. Empty where a length has no such transform.
+std::vector<Complex<float>> tensor_tables(int64_t length, bool twisted);
 
 }  // namespace surm::cuda

@@ -9,10 +9,12 @@
 
 namespace surm::cuda {
 
-// Contiguous tokens of bfloat16; rows begin at multiples of 16 bytes.
+// Contiguous tokens of bfloat16; rows begin at multiples of 16 bytes and have a multiple of 8 values, beyond which a
+// transform takes zeros.
 struct Tokens {
   const uint16_t* data = nullptr;
   int64_t stride = 0;
+  int size = 0;
 };
 
 // The same number, of which the compiler does not know that: what follows from it is computed anew instead of waiting
@@ -74,15 +76,19 @@ template <int kRadix>
 __device__ __forceinline__ Packets<kRadix> load_pair(const Tokens& tokens, int pair, int count,
                                                      const Worker<kRadix>& worker) {
   const Worker<kRadix> me = worker.afresh();
+  const int first = Outer<kRadix>::first_packet(me.warp, me.lane);
   Packets<kRadix> packets;
   SURM_UNROLL
   for (int part = 0; part < 2; ++part) {
     const int token = 2 * pair + part < count ? 2 * pair + part : count - 1;
-    const uint16_t* from = tokens.data + token * tokens.stride;
+    const uint16_t* from = tokens.data + token * tokens.stride + first;
     SURM_UNROLL
     for (int k = 0; k < Outer<kRadix>::kPackets; ++k) {
-      packets.of_token[part][k] =
-          __ldcs(reinterpret_cast<const uint4*>(from + Outer<kRadix>::packet(me.warp, me.lane, k)));
+      const int behind = Outer<kRadix>::behind_first(k);
+      packets.of_token[part][k] = uint4{0, 0, 0, 0};
+      if (!Outer<kRadix>::kOnUnit || first + behind < tokens.size) {
+        packets.of_token[part][k] = __ldcs(reinterpret_cast<const uint4*>(from + behind));
+      }
     }
   }
   return packets;
@@ -178,7 +184,7 @@ __device__ __forceinline__ void clear_unless_finite(Packets<kRadix>& packets, ui
 __device__ __forceinline__ float first_of(uint32_t word) { return __uint_as_float(word << 16); }
 __device__ __forceinline__ float second_of(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
 
-// factor · values, plus what is at `base` if that is not null: two values, or eight.
+// factor · values, plus what is at `base` if that is not null: two values, or eight. Nothing is there unless `inside`.
 template <bool kBase>
 __device__ __forceinline__ uint32_t result(float first, float second, float factor, uint32_t base) {
   if constexpr (kBase) return bfloat16_pair(factor * first + first_of(base), factor * second + second_of(base));
@@ -186,23 +192,24 @@ __device__ __forceinline__ uint32_t result(float first, float second, float fact
 }
 
 template <bool kBase>
-__device__ __forceinline__ void store_values(uint16_t* to, const uint16_t* base, float factor,
+__device__ __forceinline__ void store_values(uint16_t* to, const uint16_t* base, bool inside, float factor,
                                              const float (&values)[2]) {
-  const uint32_t start = kBase ? __ldcs(reinterpret_cast<const uint32_t*>(base)) : 0;
-  __stcs(reinterpret_cast<uint32_t*>(to), result<kBase>(values[0], values[1], factor, start));
+  const uint32_t start = kBase && inside ? __ldcs(reinterpret_cast<const uint32_t*>(base)) : 0;
+  const uint32_t word = result<kBase>(values[0], values[1], factor, start);
+  if (inside) __stcs(reinterpret_cast<uint32_t*>(to), word);
 }
 
 template <bool kBase>
-__device__ __forceinline__ void store_values(uint16_t* to, const uint16_t* base, float factor,
+__device__ __forceinline__ void store_values(uint16_t* to, const uint16_t* base, bool inside, float factor,
                                              const float (&values)[8]) {
   uint4 start{0, 0, 0, 0};
-  if constexpr (kBase) start = __ldcs(reinterpret_cast<const uint4*>(base));
+  if (kBase && inside) start = __ldcs(reinterpret_cast<const uint4*>(base));
   uint32_t words[4];
   SURM_UNROLL
   for (int i = 0; i < 4; ++i) {
     words[i] = result<kBase>(values[2 * i], values[2 * i + 1], factor, word_of(start, i));
   }
-  __stcs(reinterpret_cast<uint4*>(to), uint4{words[0], words[1], words[2], words[3]});
+  if (inside) __stcs(reinterpret_cast<uint4*>(to), uint4{words[0], words[1], words[2], words[3]});
 }
 
 }  // namespace surm::cuda

@@ -98,7 +98,8 @@ __device__ __forceinline__ void transform_rows(const Factor& x, const Dft16& dft
 
 // ---- between the outer stage and the core ----
 
-// A complex row of R rows of 256 values in float16, real parts before imaginary ones. A chunk is 8 values, 16 bytes.
+// A complex row of kRadix rows of 256 values in float16, real parts before imaginary ones. A chunk is 8 values, 16
+// bytes.
 //
 // In: chunk c of a row holds values 8c to 8c + 7, of which place i is value exchanged(i). Out: chunk 8w + i holds
 // values 64w + i + 8k, place p of it that of column p in the product of the last stage.
@@ -179,8 +180,6 @@ class Core {
       inner_[quarter] = tables[Tables::kInner + quarter * kLanes + lane];
     }
   }
-
-  __device__ __forceinline__ const Dft16& dft() const { return dft_; }
 
   // The spectrum of a row: value k of half h is frequency core_value(lane, h, k).
   __device__ __forceinline__ Sums in(const Planes<kRadix>& planes, int row) const {

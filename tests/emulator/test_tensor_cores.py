@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from surm_kernels.block_kinds import CIRCULANT, SKEW_CIRCULANT
+from surm_kernels.block_kinds import CIRCULANT, HANKEL, SKEW_CIRCULANT, TOEPLITZ
+from surm_kernels.block_kinds import KINDS as KINDS_OF_BLOCKS
 from tests import oracle
 from tests import test_grid as parity
 from tests.emulator.stand_in import as_it_was, emulated
 from tests.tensor_cores import (
+    ALL_SIZES,
+    BLOCKS,
     DRAWS,
     KINDS,
     OF_EACH,
@@ -16,7 +19,6 @@ from tests.tensor_cores import (
     Draw,
     assert_contract,
     assert_rows_accurate,
-    circulant_product,
     drawn,
     roundings,
 )
@@ -25,7 +27,9 @@ from tests.turns import cases, in_turns
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SCALE = 0.75
-each_size = pytest.mark.parametrize("size", SIZES)
+each_block = pytest.mark.parametrize(
+    "size, block", BLOCKS, ids=[f"{'skew-' if block == SKEW_CIRCULANT else ''}{size}" for size, block in BLOCKS]
+)
 PAIRS = (SIZES[0], SIZES[2], SIZES[3])  # of every kind of outer stage the cheapest
 
 
@@ -41,31 +45,38 @@ def kernels(emulated_grid):
 
 def product(draw: Draw, base: Tensor | None = None, scale: float = 1.0, transposed: bool = False) -> Tensor:
     rows, c = draw.g if transposed else draw.x, draw.c[None, None, None]
-    return parity.grid(rows, c, base, CIRCULANT, c.shape[-1], scale, transposed)
+    return parity.grid(rows, c, base, draw.block, c.shape[-1], scale, transposed)
 
 
 def pullback(draw: Draw, scale: float = 1.0) -> Tensor:
     size = draw.c.shape[-1]
-    return parity.grid_pullback(draw.g, draw.x, CIRCULANT, size, size, scale)[0, 0, 0]
+    return parity.grid_pullback(draw.g, draw.x, draw.block, size, size, scale)[0, 0, 0]
 
 
 def backward(draw: Draw, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     c = draw.c[None, None, None]
-    x_gradient, c_gradient = parity.grid_backward(draw.g, draw.x, c, CIRCULANT, c.shape[-1], scale, False)
+    x_gradient, c_gradient = parity.grid_backward(draw.g, draw.x, c, draw.block, c.shape[-1], scale, False)
     return x_gradient, c_gradient[0, 0, 0]
+
+
+def in_float32(monkeypatch: pytest.MonkeyPatch, call):
+    """What a call gives by the exact kernels."""
+    with monkeypatch.context() as patch:
+        patch.setenv("SURM_KERNELS_GPU_PRECISION", "float32")
+        return call()
 
 
 # ---- accuracy ----
 
 
-@cases("size, kind", in_turns(SIZES, list(KINDS)))
-def test_products_keep_the_contract(size: int, kind: str) -> None:
-    draws = [drawn(size, 1, kind) for _ in range(DRAWS)]
+@cases("block, kind", in_turns(BLOCKS, list(KINDS)))
+def test_products_keep_the_contract(block: tuple[int, int], kind: str) -> None:
+    draws = [drawn(block[0], 1, kind, block[1]) for _ in range(DRAWS)]
     assert_contract([(product(draw), draw.y()) for draw in draws])
 
 
-def assert_gradients_keep_the_contract(size: int, kind: str) -> None:
-    draws = [drawn(size, 3, kind) for _ in range(DRAWS)]
+def assert_gradients_keep_the_contract(size: int, block: int, kind: str) -> None:
+    draws = [drawn(size, 3, kind, block) for _ in range(DRAWS)]
     assert_contract([(pullback(draw), draw.c_gradient()) for draw in draws])
     found = [backward(draw) for draw in draws]
     assert_contract([(x_gradient, draw.x_gradient()) for (x_gradient, _), draw in zip(found, draws, strict=True)])
@@ -74,18 +85,17 @@ def assert_gradients_keep_the_contract(size: int, kind: str) -> None:
 
 @cases("size, kind", [(size, list(KINDS)[turn % 3]) for turn, size in enumerate(SIZES[:4])])
 def test_gradients_keep_the_contract(size: int, kind: str) -> None:
-    assert_gradients_keep_the_contract(size, kind)
+    assert_gradients_keep_the_contract(size, CIRCULANT, kind)
 
 
 @pytest.mark.slow
-@cases("size, kind", in_turns(SIZES, list(KINDS)))
-def test_gradients_of_every_size_and_kind_keep_the_contract(size: int, kind: str) -> None:
-    assert_gradients_keep_the_contract(size, kind)
+@cases("block, kind", in_turns(BLOCKS, list(KINDS)))
+def test_gradients_of_every_block_and_kind_keep_the_contract(block: tuple[int, int], kind: str) -> None:
+    assert_gradients_keep_the_contract(*block, kind)
 
 
-@cases("size, tokens", [*in_turns(SIZES[:4], (1, 2, 5)), (4096, 3), (8192, 3)])
-def test_any_number_of_tokens_with_base_and_scale(size: int, tokens: int) -> None:
-    draw = drawn(size, tokens)
+def assert_accurate_with_base_and_scale(draw: Draw) -> None:
+    tokens, size = draw.x.shape[1:]
     base = torch.randn(1, tokens, size).bfloat16()
     assert_rows_accurate(product(draw), draw.y())
     assert_rows_accurate(product(draw, base, SCALE), base.double() + SCALE * draw.y())
@@ -96,16 +106,58 @@ def test_any_number_of_tokens_with_base_and_scale(size: int, tokens: int) -> Non
     assert roundings(c_gradient, SCALE * draw.c_gradient()) <= OF_EACH
 
 
-@each_size
-def test_more_tokens_than_the_blocks_of_threads_take_at_once(size: int) -> None:
-    draw = drawn(size, 33 if size <= 1024 else 9)
+@cases("size, tokens", in_turns(SIZES[:4], (1, 2, 5)))
+def test_any_number_of_tokens_with_base_and_scale(size: int, tokens: int) -> None:
+    assert_accurate_with_base_and_scale(drawn(size, tokens))
+
+
+@cases("size, block", [(size, (CIRCULANT, SKEW_CIRCULANT)[turn % 2]) for turn, size in enumerate(ALL_SIZES)])
+def test_every_size_with_base_and_scale(size: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = drawn(size, 3, block=block)
+    assert not torch.equal(product(draw), in_float32(monkeypatch, lambda: product(draw)))
+    assert_accurate_with_base_and_scale(draw)
+
+
+@pytest.mark.slow
+@cases("size, block", in_turns(ALL_SIZES, (CIRCULANT, SKEW_CIRCULANT)))
+def test_every_size_of_every_kind_with_base_and_scale(size: int, block: int) -> None:
+    assert_accurate_with_base_and_scale(drawn(size, 3, block=block))
+
+
+@cases(
+    "kind, rows, columns",
+    [
+        *((TOEPLITZ, size, size) for size in (640, 768, 1024, 2048, 4096)),
+        *((TOEPLITZ, 768, 3072), (TOEPLITZ, 1000, 512), (CIRCULANT, 1000, 1000), (SKEW_CIRCULANT, 1000, 1000)),
+    ],
+)
+def test_parts_of_a_larger_circulant(kind: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its rows and columns a token has some, so that loads and stores end within it."""
+    values = (torch.randn(1, 1, 1, KINDS_OF_BLOCKS[kind].values(rows, columns)) / columns**0.5).bfloat16()
+    x, g, base = (torch.randn(1, 3, size).bfloat16() for size in (columns, rows, rows))
+    w = oracle.grid(values[0].double(), kind, columns)
+    y, x_gradient = x.double() @ w.T, g.double() @ w
+    gradient = oracle.grid_sums(g[0].double().T @ x[0].double(), kind, rows, columns).flatten()
+    forward = lambda: parity.grid(x, values, base, kind, columns, SCALE, False)  # noqa: E731
+    assert_rows_accurate(forward(), base.double() + SCALE * y)
+    assert not torch.equal(forward(), in_float32(monkeypatch, forward))
+    assert_rows_accurate(parity.grid(g, values, None, kind, columns, 1.0, True), x_gradient)
+    assert roundings(parity.grid_pullback(g, x, kind, rows, columns, 1.0).flatten(), gradient) <= OF_EACH
+    got, got_gradient = parity.grid_backward(g, x, values, kind, columns, 1.0, False)
+    assert_rows_accurate(got, x_gradient)
+    assert roundings(got_gradient.flatten(), gradient) <= OF_EACH
+
+
+@each_block
+def test_more_tokens_than_the_blocks_of_threads_take_at_once(size: int, block: int) -> None:
+    draw = drawn(size, 33 if size <= 1024 else 9, block=block)
     assert_rows_accurate(product(draw), draw.y())
     assert roundings(pullback(draw), draw.c_gradient()) <= OF_EACH
 
 
-@each_size
-def test_rows_of_every_scale_are_accurate_by_themselves(size: int) -> None:
-    draw = drawn(size, 4)
+@each_block
+def test_rows_of_every_scale_are_accurate_by_themselves(size: int, block: int) -> None:
+    draw = drawn(size, 4, block=block)
     scales = 10.0 ** torch.tensor([-4, 4, 3, -2])[None, :, None]
     draw = draw._replace(x=(draw.x * scales).bfloat16(), g=(draw.g / scales.flip(1)).bfloat16())
     assert_rows_accurate(product(draw), draw.y())
@@ -138,9 +190,9 @@ def test_where_a_large_mean_cancels_the_error_is_that_of_its_own_size(size: int)
 # ---- rows keep to themselves ----
 
 
-@each_size
-def test_rows_of_zeros_give_exact_zeros(size: int) -> None:
-    draw = drawn(size, 3)
+@each_block
+def test_rows_of_zeros_give_exact_zeros(size: int, block: int) -> None:
+    draw = drawn(size, 3, block=block)
     for token in (0, 2):
         draw.x[0, token] = 0
         draw.g[0, token] = 0
@@ -171,16 +223,16 @@ def test_a_row_that_is_not_finite_gives_nan_in_that_row_only(size: int, bad: flo
         assert_rows_accurate(x_gradient[:, kept], exact_gradient[:, kept])
 
 
-@each_size
-def test_a_matrix_that_is_not_finite_spoils_all(size: int) -> None:
-    draw = drawn(size, 2)
+@each_block
+def test_a_matrix_that_is_not_finite_spoils_all(size: int, block: int) -> None:
+    draw = drawn(size, 2, block=block)
     draw.c[0] = float("inf")
     assert product(draw).isnan().all()
 
 
-@each_size
-def test_results_are_bitwise_the_same_in_any_order_of_threads_and_blocks(size: int, kernels) -> None:
-    draw = drawn(size, 3)
+@each_block
+def test_results_are_bitwise_the_same_in_any_order_of_threads_and_blocks(size: int, block: int, kernels) -> None:
+    draw = drawn(size, 3, block=block)
 
     def everything(seed: int) -> list[Tensor]:
         kernels.set_seed(seed)
@@ -192,16 +244,9 @@ def test_results_are_bitwise_the_same_in_any_order_of_threads_and_blocks(size: i
 # ---- when they serve ----
 
 
-def in_float32(monkeypatch: pytest.MonkeyPatch, call) -> tuple[Tensor, ...]:
-    """What a call gives by the exact kernels."""
-    with monkeypatch.context() as patch:
-        patch.setenv("SURM_KERNELS_GPU_PRECISION", "float32")
-        return call()
-
-
-@each_size
-def test_float32_arithmetic_can_be_asked_for(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = drawn(size, 3)
+@each_block
+def test_float32_arithmetic_can_be_asked_for(size: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = drawn(size, 3, block=block)
     call = lambda: (product(draw), pullback(draw), *backward(draw))  # noqa: E731
     exact = (draw.y(), draw.c_gradient(), draw.x_gradient(), draw.c_gradient())
     for got, precise, wanted in zip(call(), in_float32(monkeypatch, call), exact, strict=True):
@@ -209,9 +254,8 @@ def test_float32_arithmetic_can_be_asked_for(size: int, monkeypatch: pytest.Monk
         oracle.assert_close(precise, wanted)
 
 
-def everything(x: Tensor, g: Tensor, c: Tensor, kind: int = CIRCULANT) -> tuple[Tensor, ...]:
-    """Product and gradients of any tensors."""
-    size = c.shape[-1]
+def everything(x: Tensor, g: Tensor, c: Tensor, kind: int = CIRCULANT, size: int = 1024) -> tuple[Tensor, ...]:
+    """Product and gradients of any tensors, with blocks of size x size."""
     return (
         parity.grid(x, c, None, kind, size, 1.0, False),
         parity.grid_pullback(g, x, kind, size, size, 1.0),
@@ -227,10 +271,13 @@ HALF = torch.bfloat16
 OTHERS = {
     "float16": lambda: everything(*(some(torch.float16, 1, 3, 1024) for _ in "xg"), some(torch.float16, 1, 1, 1, 1024)),
     "float32": lambda: everything(*(some(torch.float32, 1, 3, 1024) for _ in "xg"), some(torch.float32, 1, 1, 1, 1024)),
-    "another size": lambda: everything(*(some(HALF, 1, 3, 512) for _ in "xg"), some(HALF, 1, 1, 1, 512)),
+    "another size": lambda: everything(*(some(HALF, 1, 3, 384) for _ in "xg"), some(HALF, 1, 1, 1, 384), size=384),
+    "a small part": lambda: everything(
+        *(some(HALF, 1, 3, 512) for _ in "xg"), some(HALF, 1, 1, 1, 1023), TOEPLITZ, size=512
+    ),
     "groups": lambda: everything(*(some(HALF, 2, 3, 1024) for _ in "xg"), some(HALF, 2, 1, 1, 1024)),
     "blocks": lambda: everything(*(some(HALF, 1, 3, 2048) for _ in "xg"), some(HALF, 1, 2, 2, 1024)),
-    "skew": lambda: everything(*(some(HALF, 1, 3, 1024) for _ in "xg"), some(HALF, 1, 1, 1, 1024), SKEW_CIRCULANT),
+    "hankel": lambda: everything(*(some(HALF, 1, 3, 1024) for _ in "xg"), some(HALF, 1, 1, 1, 2047), HANKEL),
     "unaligned rows": lambda: everything(*(some(HALF, 1, 3, 1028)[..., 4:] for _ in "xg"), some(HALF, 1, 1, 1, 1024)),
 }
 
@@ -263,12 +310,12 @@ def test_parameters_in_float32_and_strided_rows_are_served() -> None:
     assert oracle.error(c_gradient[0, 0, 0], wide.c_gradient()) <= 1e-3
 
 
-@pytest.mark.parametrize("size", PAIRS)
-def test_one_kept_spectrum_serves_both_kernels(size: int) -> None:
-    draw = drawn(size, 3)
+@cases("size, block", in_turns(PAIRS, (CIRCULANT, SKEW_CIRCULANT)))
+def test_one_kept_spectrum_serves_both_kernels(size: int, block: int) -> None:
+    draw = drawn(size, 3, block=block)
     for transposed in (False, True):
-        spectrum = parity.grid_spectrum(draw.c.float()[None, None, None], CIRCULANT, size, transposed)
-        exact = circulant_product(draw.x, draw.c, transposed)
-        sizes = (CIRCULANT, 1, 1, size, size, SCALE)
+        spectrum = parity.grid_spectrum(draw.c.float()[None, None, None], block, size, transposed)
+        exact = draw._replace(g=draw.x).x_gradient() if transposed else draw.y()
+        sizes = (block, 1, 1, size, size, SCALE)
         assert_rows_accurate(parity.grid_by_spectrum(draw.x, spectrum, None, *sizes), SCALE * exact)
         oracle.assert_close(parity.grid_by_spectrum(draw.x.float(), spectrum, None, *sizes), SCALE * exact)
