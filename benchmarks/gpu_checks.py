@@ -21,6 +21,7 @@ SCALE = 2.0**-3
 GRIDS = (
     (CIRCULANT, 1, 1, 768, 768),
     (CIRCULANT, 1, 1, 4096, 4096),
+    (SKEW_CIRCULANT, 1, 1, 1536, 1536),
     (SKEW_CIRCULANT, 2, 3, 97, 97),
     (HANKEL, 1, 1, 97, 200),
     (TOEPLITZ, 1, 1, 4096, 4096),

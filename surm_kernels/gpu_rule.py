@@ -7,8 +7,9 @@ and `kronecker`; not in float64. Where both could serve:
 1. few tokens (less than FEW_TOKENS) go to CUDA C++, since a tile of Triton's has 16 and a launch more to do;
 2. else blocks up to a size go to Triton, which takes 2 m n operations a token on tensor cores against a transform that
    is bound by memory; that size is in `Crossovers`, for each type and for the pullbacks of large grids;
-3. larger blocks go to CUDA C++, which transforms a single circulant one of 256, 768, 1024, 2048, 4096 or 8192 values
-   in bfloat16 on tensor cores, at about the time of a copy by count; 256 is where a matrix product is as fast;
+3. larger blocks go to CUDA C++, which transforms a single one in bfloat16 on tensor cores, if it is no Hankel block and
+   takes a transform of 256 times 1 to 16 or an even number to 32: by count in one to two times the time of a copy, a
+   Toeplitz block in twice that; 256 is where a matrix product is as fast as a copy;
 4. what does not fit the shared memory of the device goes to Triton, in every size.
 
 What neither serves runs on the reference. SURM_KERNELS_BACKEND=cuda or triton allows that backend alone.

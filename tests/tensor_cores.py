@@ -13,10 +13,9 @@ from tests import oracle
 ALL_SIZES = tuple(256 * radix for radix in (*range(1, 17), *range(18, 33, 2)))
 SIZES = tuple(256 * radix for radix in (1, 3, 4, 8, 16, 32))
 #: Size and kind of blocks that fill it, and of others that are twisted, up to 1024 by factors of their own.
-BLOCKS = (
-    *((size, CIRCULANT) for size in SIZES),
-    *((size, SKEW_CIRCULANT) for size in (256, 512, 1024, 1536, 3072, 5120)),
-)
+FILLING = tuple((size, CIRCULANT) for size in SIZES)
+TWISTED = tuple((size, SKEW_CIRCULANT) for size in (256, 512, 1024, 1536, 3072, 5120))
+BLOCKS = (*FILLING, *TWISTED)
 DRAWS = 12
 #: Errors of a result in bfloat16, in those of rounding the exact one: of one draw, and in the mean of DRAWS.
 OF_EACH, OF_MEAN = 1.2, 1.1

@@ -16,8 +16,7 @@ from tests import adapted, oracle, updates
 from tests import test_grid as parity
 from tests.gpu import DEVICE, MISSING, moved
 from tests.grids import DTYPES, Grid, grid_of, grids_in_turns
-from tests.tensor_cores import DRAWS, KINDS, Draw, assert_contract, drawn
-from tests.tensor_cores import SIZES as TENSOR_SIZES
+from tests.tensor_cores import DRAWS, FILLING, KINDS, TWISTED, Draw, assert_contract, drawn
 from tests.test_grid import SCALE
 from tests.test_ldr import exact_results
 from tests.test_structure_gradients import WITH_TYPE, assert_gradients, exact_gradients, joined, tokens_of
@@ -297,17 +296,18 @@ def test_a_compiled_training_step_is_the_eager_one(name: str) -> None:
         assert oracle.error(a, b.double()) <= oracle.FLOAT32_TOLERANCE
 
 
-@cases("size, kind", in_turns(TENSOR_SIZES, list(KINDS)))
-def test_transforms_on_tensor_cores_keep_their_contract(size: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@cases("block, kind", [*in_turns(FILLING, list(KINDS)), *zip(TWISTED, 2 * list(KINDS), strict=True)])
+def test_transforms_on_tensor_cores_keep_their_contract(
+    block: tuple[int, int], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SURM_KERNELS_GPU_PRECISION")
-    draws = [drawn(size, 3 if REHEARSED else 129, kind) for _ in range(DRAWS)]
+    size, of_block = block
+    draws = [drawn(size, 3 if REHEARSED else 129, kind, of_block) for _ in range(DRAWS)]
 
     def results(draw: Draw) -> list[Tensor]:
         c, x, g = moved(draw.c[None, None, None], draw.x, draw.g)
-        return [each.cpu() for each in (grid(x, c, None, CIRCULANT, size, 1.0, False), *gradients(c, x, g))]
-
-    def gradients(c: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
-        return grid_backward(g, x, c, CIRCULANT, size, 1.0, False)
+        y, gradients = grid(x, c, None, of_block, size, 1.0, False), grid_backward(g, x, c, of_block, size, 1.0, False)
+        return [each.cpu() for each in (y, *gradients)]
 
     found = [results(draw) for draw in draws]
     assert_contract([(y, draw.y()) for (y, _, _), draw in zip(found, draws, strict=True)])
