@@ -13,7 +13,7 @@ from surm_kernels.command import accuracy
 from surm_kernels.command.bench.records import name_of
 from surm_kernels.rounding import StochasticRounding
 
-DTYPES = (torch.bfloat16, torch.float32)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TOKENS = 19
 ALLOWED = 3.0  # times the limit of a result: what is wrong is wrong by far more
 SCALE = 2.0**-3

@@ -31,7 +31,7 @@ VARIABLES = (
         "SURM_KERNELS_GPU_PRECISION",
         "auto",
         ("auto", "float32"),
-        "at every call: float32 has CUDA C++ transform bfloat16 in float32; auto takes the tensor cores at the sizes "
+        "at every call: float32 has CUDA C++ transform 16 bits in float32; auto takes the tensor cores at the sizes "
         "that they serve, where a result is off by up to 1.2 roundings in place of 1.05",
     ),
     EnvironmentVariable(

@@ -9,7 +9,8 @@ and `kronecker`; not in float64. Where both could serve:
    is bound by memory; that size is in `Crossovers`, for each type and for the pullbacks of large grids;
 3. larger blocks go to CUDA C++, which transforms a single one in bfloat16 on tensor cores, if it is no Hankel block and
    takes a transform of 256 times 1 to 16 or an even number to 32: by count in one to two times the time of a copy, a
-   Toeplitz block in twice that; 256 is where a matrix product is as fast as a copy;
+   Toeplitz block in twice that. In float16 it does so for 256 times 1, 2, 3, 4, 8, 16 or 32, in half as much more. 256
+   is where a matrix product is as fast as a copy;
 4. what does not fit the shared memory of the device goes to Triton, in every size.
 
 What neither serves runs on the reference. SURM_KERNELS_BACKEND=cuda or triton allows that backend alone.

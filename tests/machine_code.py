@@ -72,7 +72,7 @@ def functions(library: Path, architecture: str) -> dict[str, list[Instruction]]:
     names = subprocess.run(["c++filt"], input=listing, capture_output=True, text=True, check=True).stdout
     found = {}
     for part in names.split("Function : ")[1:]:
-        name = part.splitlines()[0].removeprefix("void ").partition("(")[0].rpartition("::")[2]
+        name = re.sub(r"\w+::", "", part.splitlines()[0].removeprefix("void ").partition("(")[0])
         lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+)?\s*(.*?)\s*;", part, re.MULTILINE)
         found[name] = [Instruction(int(address, 16), predicate, text) for address, predicate, text in lines]
     return found

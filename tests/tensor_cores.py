@@ -16,8 +16,9 @@ SIZES = tuple(256 * radix for radix in (1, 3, 4, 8, 16, 32))
 FILLING = tuple((size, CIRCULANT) for size in SIZES)
 TWISTED = tuple((size, SKEW_CIRCULANT) for size in (256, 512, 1024, 1536, 3072, 5120))
 BLOCKS = (*FILLING, *TWISTED)
+DTYPES = (torch.bfloat16, torch.float16)
 DRAWS = 12
-#: Errors of a result in bfloat16, in those of rounding the exact one: of one draw, and in the mean of DRAWS.
+#: Errors of a result in 16 bits, in those of rounding the exact one: of one draw, and in the mean of DRAWS.
 OF_EACH, OF_MEAN = 1.2, 1.1
 
 
@@ -77,9 +78,11 @@ def outlier(shape: tuple[int, ...]) -> Tensor:
 KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {"random": random, "gelu": gelu, "outlier": outlier}
 
 
-def drawn(size: int, tokens: int, kind: str = "random", block: int = CIRCULANT) -> Draw:
+def drawn(
+    size: int, tokens: int, kind: str = "random", block: int = CIRCULANT, dtype: torch.dtype = torch.bfloat16
+) -> Draw:
     c, x, g = torch.randn(size) / size**0.5, KINDS[kind]((1, tokens, size)), torch.randn(1, tokens, size)
-    return Draw(c.bfloat16(), x.bfloat16(), g.bfloat16(), block)
+    return Draw(c.to(dtype), x.to(dtype), g.to(dtype), block)
 
 
 def roundings(got: Tensor, exact: Tensor) -> float:

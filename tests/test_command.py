@@ -346,10 +346,11 @@ class TestCheck:
 
     def test_more_is_allowed_only_where_tensor_cores_may_serve(self, monkeypatch) -> None:
         monkeypatch.setenv("SURM_KERNELS_GPU_PRECISION", "auto")
-        assert accuracy.factor(torch.bfloat16, "cuda") == 1.2
-        assert accuracy.factor(torch.bfloat16, "cpu") == accuracy.factor(torch.float16, "cuda") == 1.05
+        for dtype in (torch.bfloat16, torch.float16):
+            assert accuracy.factor(dtype, "cuda") == 1.2
+            assert accuracy.factor(dtype, "cpu") == 1.05
         monkeypatch.setenv("SURM_KERNELS_GPU_PRECISION", "float32")
-        assert accuracy.factor(torch.bfloat16, "cuda") == 1.05
+        assert accuracy.factor(torch.float16, "cuda") == accuracy.factor(torch.bfloat16, "cuda") == 1.05
 
 
 class TestHarness:

@@ -39,9 +39,8 @@ TensorProduct tensor_product_of(StorageType type, const GridShape& shape) {
   const SpectralProduct exact = product_of(type, shape);
   const bool single = shape.groups == 1 && exact.shape.all_blocks() == 1;
   const bool possible = single && !exact.shape.reflected && type != StorageType::kFloat64;
-  return {exact.size,         exact.padded,         possible ? length_of(Block(shape)) : 0,
-          shape.tokens,       exact.shape.out_size, exact.shape.in_size,
-          exact.shape.twisted};
+  return {type,         exact.size,           exact.padded,        possible ? length_of(Block(shape)) : 0,
+          shape.tokens, exact.shape.out_size, exact.shape.in_size, exact.shape.twisted};
 }
 
 char* tensor_spectrum_in(void* spectra, StorageType type, const GridShape& shape) {
@@ -116,14 +115,14 @@ int64_t surm_cuda_grid_shared_bytes(StorageType type, const GridShape* shape, bo
 
 int surm_cuda_grid_matmul(StorageType type, const GridShape* shape, ConstRows x, const void* v, ConstRows base,
                           double scale, void* y, void* workspace, void* stream) {
-  const bool tensor = tensor_product_of(type, *shape).serves(type, x, base, false);
+  const bool tensor = tensor_product_of(type, *shape).serves(x, base, false);
   const int error = make_spectra(type, *shape, shape->transposed, v, workspace, tensor, stream);
   return error != 0 ? error : surm_cuda_grid_matmul_by_spectrum(type, shape, x, workspace, base, scale, y, stream);
 }
 
 int surm_cuda_grid_backward(StorageType type, const GridShape* shape, ConstRows g, ConstRows x, const void* v,
                             double scale, void* x_gradient, void* v_gradient, void* workspace, void* stream) {
-  if (tensor_product_of(type, *shape).serves(type, g, x, true)) {
+  if (tensor_product_of(type, *shape).serves(g, x, true)) {
     return tensor_backward(type, *shape, g, x, v, scale, x_gradient, v_gradient, workspace, stream);
   }
   return product_of(type, *shape)
@@ -143,7 +142,7 @@ int surm_cuda_grid_spectrum(StorageType type, const GridShape* shape, const void
 int surm_cuda_grid_matmul_by_spectrum(StorageType type, const GridShape* shape, ConstRows x, const void* spectrum,
                                       ConstRows base, double scale, void* y, void* stream) {
   const TensorProduct tensor = tensor_product_of(type, *shape);
-  if (tensor.serves(type, x, base, false)) {
+  if (tensor.serves(x, base, false)) {
     const void* in_order = tensor_spectrum_in(const_cast<void*>(spectrum), type, *shape);
     return tensor.matmul(x, in_order, base, scale, y, stream);
   }

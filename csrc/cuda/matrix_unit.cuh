@@ -36,6 +36,14 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const uint4& left
 #undef SURM_MULTIPLY_ADD
 }
 
+// The same in float16 of eight columns: words x and y of a left factor, the first one of a right factor.
+__device__ __forceinline__ void multiply_add(float (&sums)[4], uint32_t left0, uint32_t left1, uint32_t right) {
+  SURM_MATRIX_UNIT(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};" : "+f"(sums[0]),
+      "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) : "r"(left0), "r"(left1), "r"(right));
+}
+
 // kCount matrices of 8 × 8 values: lane 8m + i names row i of matrix m. Word m gets row g, columns 2t and 2t + 1 of
 // matrix m, as in a left factor; transposed, column g, rows 2t and 2t + 1, as in a right one.
 template <int kCount, bool kTransposed>
@@ -81,6 +89,13 @@ __device__ __forceinline__ uint32_t bfloat16_pair(float first, float second) {
 __device__ __forceinline__ uint32_t multiply_bfloat16(uint32_t a, uint32_t b) {
   uint32_t word = 0;
   SURM_MATRIX_UNIT("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(0x80008000u));
+  return word;
+}
+
+// The same of float16.
+__device__ __forceinline__ uint32_t multiply_float16(uint32_t a, uint32_t b) {
+  uint32_t word = 0;
+  SURM_MATRIX_UNIT("mul.rn.f16x2 %0, %1, %2;" : "=r"(word) : "r"(a), "r"(b));
   return word;
 }
 

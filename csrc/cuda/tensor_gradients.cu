@@ -19,10 +19,11 @@ int64_t TensorProduct::flag_bytes() const { return chunks() * static_cast<int64_
 
 int TensorProduct::gradients(ConstRows g, ConstRows x, const void* spectrum, double scale, void* x_gradient, void* sums,
                              int* poisoned, void* stream) const {
-  return with_stage(length, twisted, [&](auto outer, auto twist, const OuterStage& stage) {
+  return with_stage(type, length, twisted, [&](auto outer, auto token, auto twist, const OuterStage& stage) {
     constexpr int kRadix = decltype(outer)::value;
     constexpr bool kTwist = decltype(twist)::value;
-    const double made_up = scale / (gradient_scale() * kOutScale<kRadix>);
+    using Token = decltype(token);
+    const double made_up = scale / (kScaleIn<kRadix, Token> * kScaleOut<kRadix>);
     const TensorGradientsTask task{tokens_at(g, rows),
                                    tokens_at(x, columns),
                                    static_cast<uint16_t*>(x_gradient),
@@ -32,10 +33,10 @@ int TensorProduct::gradients(ConstRows g, ConstRows x, const void* spectrum, dou
                                    static_cast<float>(made_up),
                                    static_cast<TurnPair*>(sums),
                                    poisoned};
-    const auto kernel =
-        x_gradient != nullptr ? tensor_gradients<kRadix, true, kTwist> : tensor_gradients<kRadix, false, kTwist>;
-    return launch(kernel, dim3(static_cast<unsigned>(chunks())), Outer<kRadix>::kThreads, kGradientsShared<kRadix>,
-                  stream, task);
+    const auto kernel = x_gradient != nullptr ? tensor_gradients<kRadix, Token, true, kTwist>
+                                              : tensor_gradients<kRadix, Token, false, kTwist>;
+    return launch(kernel, dim3(static_cast<unsigned>(chunks())), Outer<kRadix>::kThreads,
+                  kGradientsShared<kRadix, Token>, stream, task);
   });
 }
 

@@ -19,7 +19,9 @@ struct TensorGradientsTask {
 };
 
 // How a pair of tokens enters: every product g x keeps its size beside that of its partner; `weight` is the larger one.
+template <class Token>
 struct ProductScales {
+  using Magnitude = Magnitude16<Token>;
   uint32_t g[2], x[2];
   float weight;
 
@@ -27,18 +29,16 @@ struct ProductScales {
     int size[2];  // biased twice; 0 where there is no product
     SURM_UNROLL
     for (int part = 0; part < 2; ++part) {
-      const Magnitude16 of_g(g_largest, part), of_x(x_largest, part);
+      const Magnitude of_g(g_largest, part), of_x(x_largest, part);
       g[part] = of_g.in();
-      size[part] = of_g.useful() && of_x.useful() ? static_cast<int>(of_g.exponent() + of_x.exponent()) : 0;
+      size[part] = of_g.useful() && of_x.useful() ? of_g.exponent() + of_x.exponent() : 0;
     }
     const int most = size[0] > size[1] ? size[0] : size[1];
     SURM_UNROLL
     for (int part = 0; part < 2; ++part) {
-      const Magnitude16 of_x(x_largest, part);
-      const int exponent = static_cast<int>(2 * kBias - of_x.exponent()) - (most - size[part]);
-      x[part] = size[part] == 0 || exponent < 1 ? 0 : exponent * (0x10001u << kMantissaBits);
+      x[part] = size[part] == 0 ? 0 : Magnitude(x_largest, part).in(most - size[part]);
     }
-    const int biased = most - static_cast<int>(kBias);
+    const int biased = most - kBias - 2 * TokenType<Token>::kOne;
     weight = __uint_as_float(static_cast<uint32_t>(biased < 1 ? 0 : biased > 255 ? 255 : biased) << 23);
   }
 };
@@ -61,10 +61,13 @@ __device__ __forceinline__ void add_product(const Sums& g, const Sums& x, float 
 template <int kRadix>
 constexpr int kGradientsBlocks = kRadix == 32 ? 1 : 2;
 
-// Of a block: two complex rows for each pair in it, sums as large as two more, and the largest magnitudes.
 template <int kRadix>
+constexpr int64_t kSumsBytes = int64_t{kRadix} * kCore * sizeof(Complex<float>);
+
+// Of a block: two complex rows for each pair in it, its sums, and the largest magnitudes.
+template <int kRadix, class Token>
 constexpr int64_t kGradientsShared =
-    Outer<kRadix>::kRowsOfBlock * 4 * Planes<kRadix>::kBytes + kLargestBytes<kRadix, 2>;
+    kLargestBytes<kRadix, 2> + Outer<kRadix>::kRowsOfBlock * (2 * PlanesOf<kRadix, Token>::kBytes + kSumsBytes<kRadix>);
 
 // The sums of all complex rows of a block, in order.
 template <int kRadix>
@@ -80,13 +83,15 @@ __device__ void write_sums(const Shared<TurnPair>& of_rows, int count, TurnPair*
   }
 }
 
-template <int kRadix, bool kInputGradient, bool kTwist>
+template <int kRadix, class Token, bool kInputGradient, bool kTwist>
 __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kGradientsBlocks<kRadix>)
     tensor_gradients(const TensorGradientsTask task) {
   using O = Outer<kRadix>;
-  constexpr int64_t kBytes = Planes<kRadix>::kBytes, kSums = 2 * O::kRowsOfBlock * kBytes, kLargest = 2 * kSums;
+  using Magnitude = Magnitude16<Token>;
+  constexpr int64_t kBytes = PlanesOf<kRadix, Token>::kBytes, kSums = 2 * O::kRowsOfBlock * kBytes;
+  constexpr int64_t kLargest = kSums + O::kRowsOfBlock * kSumsBytes<kRadix>;
   const Worker<kRadix> me;
-  const Planes<kRadix> of_g(2 * me.row * kBytes), of_x((2 * me.row + 1) * kBytes);
+  const PlanesOf<kRadix, Token> of_g(2 * me.row * kBytes), of_x((2 * me.row + 1) * kBytes);
   const int rows = task.stage.rows_of<kRadix>();
   const Shared<TurnPair> all_sums = shared_memory<TurnPair>(kSums);
   const Shared<TurnPair> sums = all_sums + (me.row * kRadix * kPairsOfCore + me.lane);
@@ -100,18 +105,19 @@ __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kGradientsBlocks<kRad
     Packets<kRadix> g = load_pair(task.g, pair, task.tokens, me), x = load_pair(task.x, pair, task.tokens, me);
     uint32_t largest[2] = {largest_of(g), largest_of(x)};
     share_largest(largest, shared_memory<uint32_t>(kLargest), me);
-    clear_unless_finite(g, largest[0]);
-    clear_unless_finite(x, largest[1]);
+    clear_or_lift<Token>(g, largest[0]);
+    clear_or_lift<Token>(x, largest[1]);
     SURM_UNROLL
     for (int i = 0; i < 2; ++i) {
       if (alone) largest[i] &= 0xffff;
-      finite &= Magnitude16(largest[i], 0).finite() && Magnitude16(largest[i], 1).finite() ? 1 : 0;
+      finite &= Magnitude(largest[i], 0).finite() && Magnitude(largest[i], 1).finite() ? 1 : 0;
     }
-    const ProductScales scales(largest[0], largest[1]);
-    outer_in<kTwist>(g, scales.g, task.stage, me, of_g);
-    outer_in<kTwist>(x, scales.x, task.stage, me, of_x);
+    const ProductScales<Token> scales(largest[0], largest[1]);
+    outer_in<Token, kTwist>(g, scales.g, task.stage, me, of_g);
+    outer_in<Token, kTwist>(x, scales.x, task.stage, me, of_x);
     me.wait();
-    const Core<kRadix> core(task.stage.tables, afresh(me.lane));  // here, so that it takes no registers of the stage in
+    // Here, so that it takes no registers of the stage in.
+    const CoreOf<kRadix, Token> core(task.stage.tables, afresh(me.lane));
     SURM_NO_UNROLL
     for (int row = me.warp; row < rows; row += O::kWarps) {
       const int place = O::place_of_row(rows, row);
@@ -130,13 +136,13 @@ __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kGradientsBlocks<kRad
     if constexpr (kInputGradient) {
       me.wait();
       const float scale = task.scale * task.spectrum[0].first.re;
-      const TensorStore<kRadix, false> store{
+      const TensorStore<kRadix, Token, false> store{
           task.x_gradient + int64_t{2} * afresh(pair) * task.x.size,
           nullptr,
           0,
           task.x.size,
           alone,
-          {scale * Magnitude16(largest[0], 0).out(), scale * Magnitude16(largest[0], 1).out()}};
+          {scale * Magnitude(largest[0], 0).out(), scale * Magnitude(largest[0], 1).out()}};
       outer_out<kTwist>(task.stage, me, of_g, store);
     }
   }

@@ -92,6 +92,8 @@ enum TensorMatrix {
   kInSinHigh,
   kInCosLow,
   kInSinLow,
+  kInCosFloat16,  // the same in float16, times kMatrixScale
+  kInSinFloat16,
   kOutCos,  // in float16, times kOutScale; 32: out to the first 256 values of 512, then to the others
   kOutSin,
   kOutCosOfSecond,
@@ -100,6 +102,7 @@ enum TensorMatrix {
   kTensorMatrices = kTurns + 2,
   kInHigh = kInCosHigh,  // 8: real and imaginary parts in one matrix
   kInLow = kInSinHigh,
+  kInFloat16 = kInCosFloat16,
   kOut = kOutCos,
 };
 

@@ -17,7 +17,7 @@ struct TensorProductTask {
 
 // Writes both tokens of a pair, times their factors; `places` of y and base begin at token 2 · pair. What is beyond
 // the size of a token is left out.
-template <int kRadix, bool kBase>
+template <int kRadix, class Token, bool kBase>
 struct TensorStore {
   uint16_t* y;
   const uint16_t* base;
@@ -31,7 +31,8 @@ struct TensorStore {
   template <int kCount>
   __device__ __forceinline__ void operator()(int part, int place, const float (&values)[kCount]) const {
     const bool inside = !Outer<kRadix>::kOnUnit || place < size;
-    store_values<kBase>(y + part * size + place, base + part * base_stride + place, inside, factors[part], values);
+    store_values<Token, kBase>(y + part * size + place, base + part * base_stride + place, inside, factors[part],
+                               values);
   }
 };
 
@@ -41,16 +42,24 @@ constexpr int kProductBlocks = kRadix == 32   ? 1
                                : kRadix == 16 ? 3
                                               : 4;
 
-template <int kRadix>
-constexpr int64_t kProductShared = Outer<kRadix>::kRowsOfBlock * Planes<kRadix>::kBytes + kLargestBytes<kRadix, 1>;
+template <int kRadix, class Token>
+using PlanesOf = Planes<kRadix, TokenType<Token>::kTerms>;
+template <int kRadix, class Token>
+using CoreOf = Core<kRadix, TokenType<Token>::kTerms>;
 
-template <int kRadix, bool kBase, bool kTwist>
+template <int kRadix, class Token>
+constexpr int64_t kProductShared =
+    Outer<kRadix>::kRowsOfBlock * PlanesOf<kRadix, Token>::kBytes + kLargestBytes<kRadix, 1>;
+
+template <int kRadix, class Token, bool kBase, bool kTwist>
 __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kProductBlocks<kRadix>)
     tensor_product(const TensorProductTask task) {
   using O = Outer<kRadix>;
+  using Magnitude = Magnitude16<Token>;
+  constexpr int kBytes = PlanesOf<kRadix, Token>::kBytes;
   const Worker<kRadix> me;
-  const Planes<kRadix> planes(me.row * Planes<kRadix>::kBytes);
-  const Shared<uint32_t> memory = shared_memory<uint32_t>(O::kRowsOfBlock * Planes<kRadix>::kBytes);
+  const PlanesOf<kRadix, Token> planes(me.row * kBytes);
+  const Shared<uint32_t> memory = shared_memory<uint32_t>(O::kRowsOfBlock * kBytes);
   for (int pair = blockIdx.x * O::kRowsOfBlock + me.row; 2 * pair < task.tokens; pair += gridDim.x * O::kRowsOfBlock) {
     const bool alone = 2 * pair + 1 == task.tokens;
     uint32_t largest[1];
@@ -58,12 +67,14 @@ __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kProductBlocks<kRadix
       Packets<kRadix> x = load_pair(task.x, pair, task.tokens, me);
       largest[0] = largest_of(x);
       share_largest(largest, memory, me);
-      clear_unless_finite(x, largest[0]);
+      clear_or_lift<Token>(x, largest[0]);
       if (alone) largest[0] &= 0xffff;
-      outer_in<kTwist>(x, {Magnitude16(largest[0], 0).in(), Magnitude16(largest[0], 1).in()}, task.stage, me, planes);
+      outer_in<Token, kTwist>(x, {Magnitude(largest[0], 0).in(), Magnitude(largest[0], 1).in()}, task.stage, me,
+                              planes);
     }
     me.wait();
-    const Core<kRadix> core(task.stage.tables, afresh(me.lane));  // here, so that it takes no registers of the stage in
+    // Here, so that it takes no registers of the stage in.
+    const CoreOf<kRadix, Token> core(task.stage.tables, afresh(me.lane));
     const TurnPair* spectrum = task.spectrum + 1 + me.lane;
     const TurnPair* outward = task.stage.tables + TensorTables<kRadix>::kOutward + me.lane;
     const int rows = task.stage.rows_of<kRadix>();
@@ -79,13 +90,13 @@ __global__ void __launch_bounds__(Outer<kRadix>::kThreads, kProductBlocks<kRadix
     }
     me.wait();
     const float scale = task.scale * task.spectrum[0].first.re;
-    const TensorStore<kRadix, kBase> store{
+    const TensorStore<kRadix, Token, kBase> store{
         task.y + int64_t{2} * afresh(pair) * task.y_size,
         kBase ? task.base.data + int64_t{2} * afresh(pair) * task.base.stride : nullptr,
         task.base.stride,
         task.y_size,
         alone,
-        {scale * Magnitude16(largest[0], 0).out(), scale * Magnitude16(largest[0], 1).out()}};
+        {scale * Magnitude(largest[0], 0).out(), scale * Magnitude(largest[0], 1).out()}};
     outer_out<kTwist>(task.stage, me, planes, store);
   }
 }

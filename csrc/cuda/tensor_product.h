@@ -1,7 +1,7 @@
 // The product with one circulant or skew-circulant matrix of N = 256 · R values, R = 1 … 16, 18, 20 … 32, or with its
-// first rows and columns where R > 4, and its gradients, on the matrix unit: bfloat16 between float32 sums, which
-// docs/gpu-kernels.md compares with the exact kernels of spectral_product.h. No torch inside; what returns int returns
-// a cudaError_t.
+// first rows and columns where R > 4, and its gradients, on the matrix unit, for tokens of 16 bits:
+// docs/gpu-kernels.md compares it with the exact kernels of spectral_product.h. No torch inside; what returns int
+// returns a cudaError_t.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@
 namespace surm::cuda {
 
 struct TensorProduct {
-  int64_t size;  // which names, with `padded`, the plan that makes the spectrum (plan_tables.cuh)
+  StorageType type;  // of the tokens
+  int64_t size;      // which names, with `padded`, the plan that makes the spectrum (plan_tables.cuh)
   bool padded;
   int64_t length;  // N
   int64_t tokens;
@@ -24,7 +25,7 @@ struct TensorProduct {
 
   // Whether it may serve such rows, of which some may have no data: on the current device, in their type, as they lie
   // in memory, and as SURM_KERNELS_GPU_PRECISION has it.
-  bool serves(StorageType type, ConstRows first, ConstRows second, bool gradient) const;
+  bool serves(ConstRows first, ConstRows second, bool gradient) const;
 
   // Floats of a spectrum in its own order.
   int64_t spectrum_values() const;
@@ -44,7 +45,7 @@ struct TensorProduct {
   // over chunks of tokens of the spectrum of the parameter's gradient, times gradient_scale().
   int gradients(ConstRows g, ConstRows x, const void* spectrum, double scale, void* x_gradient, void* sums,
                 int* poisoned, void* stream) const;
-  static double gradient_scale();
+  double gradient_scale() const;
 };
 
 }  // namespace surm::cuda

@@ -92,11 +92,13 @@ void put_matrices(const Stage<kRadix>& stage, Table& table) {
   if constexpr (kRadix == 8) {
     put_factor(table, kAt, kInHigh, [&](int i, int j) { return bfloat16(stage.real_entry(i, j)); });
     put_factor(table, kAt, kInLow, [&](int i, int j) { return low(stage.real_entry(i, j)); });
+    put_factor(table, kAt, kInFloat16, [&](int i, int j) { return scaled(stage.real_entry(i, j)); });
     put_factor(table, kAt, kOut, [&](int i, int j) { return scaled(stage.real_entry(j, i)); });
   } else if constexpr (kRadix > 8) {
     const auto in = [&](int point, int row) { return stage.entry(point, row); };
     put_factors(table, kAt, kInCosHigh, kInSinHigh, in, bfloat16);
     put_factors(table, kAt, kInCosLow, kInSinLow, in, low);
+    put_factors(table, kAt, kInCosFloat16, kInSinFloat16, in, scaled);
     for (int part = 0; part < Outer<kRadix>::kParts; ++part) {
       put_factors(
           table, kAt, TensorMatrix(kOutCos + 2 * part), TensorMatrix(kOutSin + 2 * part),

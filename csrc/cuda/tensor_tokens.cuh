@@ -1,4 +1,4 @@
-// Pairs of tokens of bfloat16 on their way into the matrix unit and out of it. As in rows.cuh every token is brought to
+// Pairs of tokens of 16 bits on their way into the matrix unit and out of it. As in rows.cuh every token is brought to
 // a magnitude of one by a power of two, here in its own type; one of zeros comes out as zeros, and one that is not
 // finite goes in as zeros and comes out as NaN. The partner of a last token without one is that token again, times
 // zero.
@@ -9,7 +9,7 @@
 
 namespace surm::cuda {
 
-// Contiguous tokens of bfloat16; rows begin at multiples of 16 bytes and have a multiple of 8 values, beyond which a
+// Contiguous tokens; rows begin at multiples of 16 bytes and have a multiple of 8 values, beyond which a
 // transform takes zeros.
 struct Tokens {
   const uint16_t* data = nullptr;
@@ -94,10 +94,54 @@ __device__ __forceinline__ Packets<kRadix> load_pair(const Tokens& tokens, int p
   return packets;
 }
 
+// ---- types ----
+
+// What the type of tokens decides. Magnitudes order like the integers that encode them, with infinity and NaN on top.
+template <class Token>
+struct TokenType;
+
+template <>
+struct TokenType<BFloat16> {
+  static constexpr bool kIsBFloat16 = true;
+  static constexpr int kTerms = 1;        // of float16, whose sum is a value between the stages
+  static constexpr int kMatrixTerms = 2;  // whose sum is the matrix that takes tokens in
+  static constexpr uint32_t kMantissaBits = 7, kInfinity = 0x7f80;
+  static constexpr int kLift = 0;  // subnormal tokens are first multiplied by 2^kLift: their inverse is too large
+  static constexpr int kOne = 0;   // tokens are brought to a magnitude of 2^kOne
+
+  static __device__ __forceinline__ float first(uint32_t word) { return __uint_as_float(word << 16); }
+  static __device__ __forceinline__ float second(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
+  static __device__ __forceinline__ uint32_t pair(float a, float b) { return bfloat16_pair(a, b); }
+  static __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) { return multiply_bfloat16(a, b); }
+  // 2^exponent twice in a word; 0 for what is no normal number.
+  static __device__ __forceinline__ uint32_t power(int exponent) {
+    return exponent < -126 ? 0 : (exponent + 127) * (0x10001u << 7);
+  }
+};
+
+// Its rounding is so small that values between the stages are split in two, and that the matrix in float16 that takes
+// values out takes tokens in as well. That one is scaled, so tokens are brought to a half, which leaves it room.
+template <>
+struct TokenType<Float16> {
+  static constexpr bool kIsBFloat16 = false;
+  static constexpr int kTerms = 2, kMatrixTerms = 1;
+  static constexpr uint32_t kMantissaBits = 10, kInfinity = 0x7c00;
+  static constexpr int kLift = 10, kOne = -1;
+
+  static __device__ __forceinline__ float first(uint32_t word) { return half_to_float(word & 0xffff); }
+  static __device__ __forceinline__ float second(uint32_t word) { return half_to_float(word >> 16); }
+  static __device__ __forceinline__ uint32_t pair(float a, float b) { return float16_pair(a, b); }
+  static __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) { return multiply_float16(a, b); }
+  // The same, subnormal numbers included.
+  static __device__ __forceinline__ uint32_t power(int exponent) {
+    const int field = exponent + 15;
+    return 0x10001u * (field > 0 ? field << 10 : field > -10 ? 0x0200 >> -field : 0);
+  }
+};
+
 // ---- scales ----
 
-// Magnitudes of bfloat16 order like the integers that encode them, with infinity and NaN on top.
-constexpr uint32_t kMantissaBits = 7, kBias = 127, kInfinity = 0x7f80;
+constexpr int kBias = 127;  // of float32
 
 // The largest magnitude of each token in this warp: the first token's in the lower half of the word.
 template <int kRadix>
@@ -145,61 +189,71 @@ template <int kRadix, int kCount>
 constexpr int kLargestBytes = Outer<kRadix>::kWarps > 1 ? 4 * Outer<kRadix>::kWarps * kCount : 0;
 
 // A token's largest magnitude, and what follows from it.
+template <class Token>
 struct Magnitude16 {
+  using Type = TokenType<Token>;
   uint32_t bits;
 
   __device__ __forceinline__ Magnitude16(uint32_t both, int part) : bits(part == 0 ? both & 0xffff : both >> 16) {}
 
-  __device__ __forceinline__ bool finite() const { return bits < kInfinity; }
-  __device__ __forceinline__ bool useful() const { return bits != 0 && bits < kInfinity; }
+  __device__ __forceinline__ bool finite() const { return bits < Type::kInfinity; }
+  __device__ __forceinline__ bool useful() const { return bits != 0 && finite(); }
+  __device__ __forceinline__ bool lifted() const { return Type::kLift != 0 && bits >> Type::kMantissaBits == 0; }
 
-  // The biased exponent, so bounded that it and that of the inverse are of normal numbers.
-  __device__ __forceinline__ uint32_t exponent() const {
-    const uint32_t exponent = bits >> kMantissaBits;
+  // The exponent as float32 has it, biased, so bounded that it and that of the inverse are of normal numbers.
+  __device__ __forceinline__ int exponent() const {
+    const int exponent = static_cast<int>(__float_as_uint(Type::first(bits)) >> 23);
     return exponent < 1 ? 1 : exponent > 2 * kBias - 1 ? 2 * kBias - 1 : exponent;
   }
-  // 2^-exponent as bfloat16, twice in a word; 0 for zeros and what is not finite.
-  __device__ __forceinline__ uint32_t in() const {
-    return useful() ? (2 * kBias - exponent()) * (0x10001u << kMantissaBits) : 0;
+  // What brings it to 2^-below, in its type and twice in a word; 0 for zeros and what is not finite.
+  __device__ __forceinline__ uint32_t in(int below = 0) const {
+    const int power = kBias - exponent() + Type::kOne - below - (lifted() ? Type::kLift : 0);
+    return useful() ? Type::power(power) : 0;
   }
-  // 2^exponent; 0 for zeros, NaN for what is not finite.
+  // The inverse of in(); 0 for zeros, NaN for what is not finite.
   __device__ __forceinline__ float out() const {
-    return __uint_as_float(!finite() ? 0x7fc00000u : bits == 0 ? 0 : exponent() << 23);
+    const auto power = static_cast<uint32_t>(exponent() - Type::kOne);
+    return __uint_as_float(!finite() ? 0x7fc00000u : bits == 0 ? 0 : power << 23);
   }
 };
 
-// Zeros in the place of a token that is not finite, or that is beyond the last one.
-template <int kRadix>
-__device__ __forceinline__ void clear_unless_finite(Packets<kRadix>& packets, uint32_t largest) {
+// Zeros in the place of a token that is not finite; one of subnormal numbers lifted.
+template <class Token, int kRadix>
+__device__ __forceinline__ void clear_or_lift(Packets<kRadix>& packets, uint32_t largest) {
+  using Type = TokenType<Token>;
   SURM_UNROLL
   for (int part = 0; part < 2; ++part) {
-    if (Magnitude16(largest, part).finite()) continue;
+    const Magnitude16<Token> magnitude(largest, part);
+    if (magnitude.finite() && !magnitude.lifted()) continue;
+    const uint32_t kept = magnitude.finite() ? 0xffffffffu : 0;
+    const auto changed = [&](uint32_t word) { return Type::multiply(word & kept, Type::power(Type::kLift)); };
     SURM_UNROLL
-    for (int k = 0; k < Outer<kRadix>::kPackets; ++k) packets.of_token[part][k] = uint4{0, 0, 0, 0};
+    for (int k = 0; k < Outer<kRadix>::kPackets; ++k) {
+      uint4& packet = packets.of_token[part][k];
+      packet = {changed(packet.x), changed(packet.y), changed(packet.z), changed(packet.w)};
+    }
   }
 }
 
 // ---- storing ----
 
-__device__ __forceinline__ float first_of(uint32_t word) { return __uint_as_float(word << 16); }
-__device__ __forceinline__ float second_of(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
-
 // factor · values, plus what is at `base` if that is not null: two values, or eight. Nothing is there unless `inside`.
-template <bool kBase>
+template <class Token, bool kBase>
 __device__ __forceinline__ uint32_t result(float first, float second, float factor, uint32_t base) {
-  if constexpr (kBase) return bfloat16_pair(factor * first + first_of(base), factor * second + second_of(base));
-  return bfloat16_pair(factor * first, factor * second);
+  using Type = TokenType<Token>;
+  if constexpr (kBase) return Type::pair(factor * first + Type::first(base), factor * second + Type::second(base));
+  return Type::pair(factor * first, factor * second);
 }
 
-template <bool kBase>
+template <class Token, bool kBase>
 __device__ __forceinline__ void store_values(uint16_t* to, const uint16_t* base, bool inside, float factor,
                                              const float (&values)[2]) {
   const uint32_t start = kBase && inside ? __ldcs(reinterpret_cast<const uint32_t*>(base)) : 0;
-  const uint32_t word = result<kBase>(values[0], values[1], factor, start);
+  const uint32_t word = result<Token, kBase>(values[0], values[1], factor, start);
   if (inside) __stcs(reinterpret_cast<uint32_t*>(to), word);
 }
 
-template <bool kBase>
+template <class Token, bool kBase>
 __device__ __forceinline__ void store_values(uint16_t* to, const uint16_t* base, bool inside, float factor,
                                              const float (&values)[8]) {
   uint4 start{0, 0, 0, 0};
@@ -207,7 +261,7 @@ __device__ __forceinline__ void store_values(uint16_t* to, const uint16_t* base,
   uint32_t words[4];
   SURM_UNROLL
   for (int i = 0; i < 4; ++i) {
-    words[i] = result<kBase>(values[2 * i], values[2 * i + 1], factor, word_of(start, i));
+    words[i] = result<Token, kBase>(values[2 * i], values[2 * i + 1], factor, word_of(start, i));
   }
   if (inside) __stcs(reinterpret_cast<uint4*>(to), uint4{words[0], words[1], words[2], words[3]});
 }

@@ -26,18 +26,47 @@ struct Sums {
   float re[2][4] = {}, im[2][4] = {};
 };
 
-// The same in float16 as a left factor; its words x and z, y and w are the halves, transposed, of a right one.
+// The same as the sum of kTerms left factors of float16; words x and z, y and w of each are the halves, transposed, of
+// a right one.
+template <int kTerms>
 struct Factor {
-  uint4 re, im;
+  uint4 re[kTerms], im[kTerms];
 };
 
-__device__ __forceinline__ uint4 float16_factor(const float (&sums)[2][4]) {
-  return {float16_pair(sums[0][0], sums[0][1]), float16_pair(sums[0][2], sums[0][3]),
-          float16_pair(sums[1][0], sums[1][1]), float16_pair(sums[1][2], sums[1][3])};
+// -1 as a right factor of 8 × 8.
+__device__ __forceinline__ uint32_t minus_one() {
+  const int lane = threadIdx.x % kLanes, beside = row_of_lane(lane) - 2 * pair_of_lane(lane);
+  return beside == 0 ? 0xbc00u : beside == 1 ? 0xbc000000u : 0;
 }
 
-__device__ __forceinline__ Factor float16_factor(const Sums& sums) {
-  return {float16_factor(sums.re), float16_factor(sums.im)};
+// Four values of this lane in float16, then what that leaves of them, which the matrix unit finds.
+template <int kTerms>
+__device__ __forceinline__ void float16_terms(const float (&values)[4], Words (&terms)[kTerms]) {
+  float left[4] = {values[0], values[1], values[2], values[3]};
+  SURM_UNROLL
+  for (int term = 0; term < kTerms; ++term) {
+    terms[term] = {float16_pair(left[0], left[1]), float16_pair(left[2], left[3])};
+    if (term + 1 < kTerms) multiply_add(left, terms[term].first, terms[term].second, minus_one());
+  }
+}
+
+template <int kTerms>
+__device__ __forceinline__ void float16_factor(const float (&sums)[2][4], uint4 (&factor)[kTerms]) {
+  Words halves[2][kTerms];
+  float16_terms(sums[0], halves[0]);
+  float16_terms(sums[1], halves[1]);
+  SURM_UNROLL
+  for (int term = 0; term < kTerms; ++term) {
+    factor[term] = {halves[0][term].first, halves[0][term].second, halves[1][term].first, halves[1][term].second};
+  }
+}
+
+template <int kTerms>
+__device__ __forceinline__ Factor<kTerms> float16_factor(const Sums& sums) {
+  Factor<kTerms> factor;
+  float16_factor(sums.re, factor.re);
+  float16_factor(sums.im, factor.im);
+  return factor;
 }
 
 // Both values of a word, or of every word, times -1.
@@ -72,84 +101,90 @@ struct Dft16 {
 };
 
 // (re, im) += transform of the columns of a right factor, or its inverse.
-template <bool kInverse>
+template <bool kInverse, bool kBFloat16 = false>
 __device__ __forceinline__ void transform_columns(const Dft16& dft, uint32_t re0, uint32_t re1, uint32_t im0,
                                                   uint32_t im1, float (&re)[4], float (&im)[4]) {
   const uint4 minus_sin = negated(dft.sin);
-  multiply_add<false>(re, dft.cos, re0, re1);
-  multiply_add<false>(re, kInverse ? minus_sin : dft.sin, im0, im1);
-  multiply_add<false>(im, dft.cos, im0, im1);
-  multiply_add<false>(im, kInverse ? dft.sin : minus_sin, re0, re1);
+  multiply_add<kBFloat16>(re, dft.cos, re0, re1);
+  multiply_add<kBFloat16>(re, kInverse ? minus_sin : dft.sin, im0, im1);
+  multiply_add<kBFloat16>(im, dft.cos, im0, im1);
+  multiply_add<kBFloat16>(im, kInverse ? dft.sin : minus_sin, re0, re1);
 }
 
 // sums += transform of the rows of a left factor, or its inverse.
-template <bool kInverse>
-__device__ __forceinline__ void transform_rows(const Factor& x, const Dft16& dft, Sums& sums) {
+template <bool kInverse, int kTerms>
+__device__ __forceinline__ void transform_rows(const Factor<kTerms>& x, const Dft16& dft, Sums& sums) {
   const uint4 minus_sin = negated(dft.sin);
   const uint4 &cos = dft.cos, &to_re = kInverse ? minus_sin : dft.sin, &to_im = kInverse ? dft.sin : minus_sin;
   SURM_UNROLL
   for (int half = 0; half < 2; ++half) {
-    multiply_add<false>(sums.re[half], x.re, half ? cos.y : cos.x, half ? cos.w : cos.z);
-    multiply_add<false>(sums.re[half], x.im, half ? to_re.y : to_re.x, half ? to_re.w : to_re.z);
-    multiply_add<false>(sums.im[half], x.im, half ? cos.y : cos.x, half ? cos.w : cos.z);
-    multiply_add<false>(sums.im[half], x.re, half ? to_im.y : to_im.x, half ? to_im.w : to_im.z);
+    SURM_UNROLL
+    for (int term = 0; term < kTerms; ++term) {
+      multiply_add<false>(sums.re[half], x.re[term], half ? cos.y : cos.x, half ? cos.w : cos.z);
+      multiply_add<false>(sums.re[half], x.im[term], half ? to_re.y : to_re.x, half ? to_re.w : to_re.z);
+      multiply_add<false>(sums.im[half], x.im[term], half ? cos.y : cos.x, half ? cos.w : cos.z);
+      multiply_add<false>(sums.im[half], x.re[term], half ? to_im.y : to_im.x, half ? to_im.w : to_im.z);
+    }
   }
 }
 
 // ---- between the outer stage and the core ----
 
-// A complex row of kRadix rows of 256 values in float16, real parts before imaginary ones. A chunk is 8 values, 16
-// bytes.
+// A complex row of kRadix rows of 256 values, of each term in float16 the real parts before the imaginary ones. A chunk
+// is 8 values, 16 bytes.
 //
 // In: chunk c of a row holds values 8c to 8c + 7, of which place i is value exchanged(i). Out: chunk 8w + i holds
 // values 64w + i + 8k, place p of it that of column p in the product of the last stage.
-template <int kRadix>
+template <int kRadix, int kTerms>
 class Planes {
  public:
   static constexpr int kChunksOfRow = kCore / 8, kChunks = kRadix * kChunksOfRow;
-  static constexpr int kBytes = 2 * kChunks * 16;
+  static constexpr int kBytes = 2 * kTerms * kChunks * 16;
 
   __device__ __forceinline__ explicit Planes(int64_t offset) : offset_(offset) {}
 
-  __device__ __forceinline__ void store(int row, int chunk, const uint4& re, const uint4& im) const {
-    const Shared<uint4> to = shared_memory<uint4>(offset_);
-    const int at = place(row, chunk);
-    to[at] = re;
-    to[at + kChunks] = im;
+  __device__ __forceinline__ void store(int row, int chunk, const Factor<kTerms>& values) const {
+    const Shared<uint4> to = shared_memory<uint4>(offset_) + place(row, chunk);
+    SURM_UNROLL
+    for (int term = 0; term < kTerms; ++term) {
+      to[2 * term * kChunks] = values.re[term];
+      to[(2 * term + 1) * kChunks] = values.im[term];
+    }
   }
 
   // Half a chunk.
-  __device__ __forceinline__ void store(int row, int chunk, int half, const Words& re, const Words& im) const {
-    const Shared<Words> to = shared_memory<Words>(offset_);
-    const int at = 2 * place(row, chunk) + half;
-    to[at] = re;
-    to[at + 2 * kChunks] = im;
+  __device__ __forceinline__ void store(int row, int chunk, int half, const Words (&re)[kTerms],
+                                        const Words (&im)[kTerms]) const {
+    const Shared<Words> to = shared_memory<Words>(offset_) + (2 * place(row, chunk) + half);
+    SURM_UNROLL
+    for (int term = 0; term < kTerms; ++term) {
+      to[4 * term * kChunks] = re[term];
+      to[(4 * term + 2) * kChunks] = im[term];
+    }
   }
 
   // A row as right factors of the core: words 2h and 2h + 1 of half h.
-  __device__ __forceinline__ void load_core(int row, int lane, uint32_t (&re)[4], uint32_t (&im)[4]) const {
+  __device__ __forceinline__ void load_core(int row, int lane, uint32_t (&re)[kTerms][4],
+                                            uint32_t (&im)[kTerms][4]) const {
     const int matrix = lane / 8, a = exchanged(lane % 8 + 8 * (matrix % 2));
-    const Shared<const uint4> from = shared_memory<uint4>(offset_) + place(row, 2 * a + matrix / 2);
-    load_matrices<4, true>(from, re);
-    load_matrices<4, true>(from + kChunks, im);
+    load_parts(place(row, 2 * a + matrix / 2), re, im);
   }
 
   // A chunk of sixteen rows as right factors: words 0 and 1 of the real parts, 2 and 3 of the imaginary ones.
-  __device__ __forceinline__ void load_column(int first_row, int chunk, int lane, uint32_t (&words)[4]) const {
+  __device__ __forceinline__ void load_column(int first_row, int chunk, int lane, uint32_t (&words)[kTerms][4]) const {
     const int matrix = lane / 8, row = first_row + lane % 8 + 8 * (matrix % 2);
-    load_matrices<4, true>(shared_memory<uint4>(offset_) + (place(row, chunk) + matrix / 2 * kChunks), words);
+    load_terms(place(row, chunk) + matrix / 2 * kChunks, words);
   }
 
   // A chunk of eight rows as a right factor, the real parts above the imaginary ones.
-  __device__ __forceinline__ void load_column(int chunk, int lane, uint32_t (&words)[2]) const {
-    load_matrices<2, true>(shared_memory<uint4>(offset_) + (place(lane % 8, chunk) + lane / 8 % 2 * kChunks), words);
+  __device__ __forceinline__ void load_column(int chunk, int lane, uint32_t (&words)[kTerms][2]) const {
+    load_terms(place(lane % 8, chunk) + lane / 8 % 2 * kChunks, words);
   }
 
   // Of a row on its way out: word w of a lane has values 64w + j and its neighbour, j = column_of_lane(lane).
-  __device__ __forceinline__ void load_values(int row, int lane, uint32_t (&re)[4], uint32_t (&im)[4]) const {
-    const Shared<const uint4> from = shared_memory<uint4>(offset_) + place(row, lane);
-    load_matrices<4, true>(from, re);
-    load_matrices<4, true>(from + kChunks, im);
+  __device__ __forceinline__ void load_values(int row, int lane, uint32_t (&re)[kTerms][4],
+                                              uint32_t (&im)[kTerms][4]) const {
+    load_parts(place(row, lane), re, im);
   }
   static __device__ __forceinline__ int column_of_lane(int lane) {
     const int place = row_of_lane(lane);
@@ -157,6 +192,18 @@ class Planes {
   }
 
  private:
+  // Of every term the matrices whose rows begin at these places of the first one.
+  template <int kCount>
+  __device__ __forceinline__ void load_terms(int at, uint32_t (&words)[kTerms][kCount]) const {
+    const Shared<const uint4> from = shared_memory<uint4>(offset_) + at;
+    SURM_UNROLL
+    for (int term = 0; term < kTerms; ++term) load_matrices<kCount, true>(from + 2 * term * kChunks, words[term]);
+  }
+  __device__ __forceinline__ void load_parts(int at, uint32_t (&re)[kTerms][4], uint32_t (&im)[kTerms][4]) const {
+    load_terms(at, re);
+    load_terms(at + kChunks, im);
+  }
+
   // Scattered so that lanes that store or load together meet every bank once.
   static __device__ __forceinline__ int place(int row, int chunk) {
     const int reversed = (row & 1) << 2 | (row & 2) | (row >> 2 & 1);
@@ -168,7 +215,7 @@ class Planes {
 
 // ---- the core ----
 
-template <int kRadix>
+template <int kRadix, int kTerms>
 class Core {
  public:
   __device__ __forceinline__ Core(const TurnPair* tables, int lane) : lane_(lane) {
@@ -182,40 +229,47 @@ class Core {
   }
 
   // The spectrum of a row: value k of half h is frequency core_value(lane, h, k).
-  __device__ __forceinline__ Sums in(const Planes<kRadix>& planes, int row) const {
-    uint32_t re[4], im[4];
+  __device__ __forceinline__ Sums in(const Planes<kRadix, kTerms>& planes, int row) const {
+    uint32_t re[kTerms][4], im[kTerms][4];
     planes.load_core(row, lane_, re, im);
     Sums sums, spectrum;
     SURM_UNROLL
     for (int half = 0; half < 2; ++half) {
-      transform_columns<false>(dft_, re[2 * half], re[2 * half + 1], im[2 * half], im[2 * half + 1], sums.re[half],
-                               sums.im[half]);
+      SURM_UNROLL
+      for (int term = 0; term < kTerms; ++term) {
+        transform_columns<false>(dft_, re[term][2 * half], re[term][2 * half + 1], im[term][2 * half],
+                                 im[term][2 * half + 1], sums.re[half], sums.im[half]);
+      }
     }
     turn_inner<false>(sums);
-    transform_rows<false>(float16_factor(sums), dft_, spectrum);
+    transform_rows<false>(float16_factor<kTerms>(sums), dft_, spectrum);
     return spectrum;
   }
 
   // The way back: value k of half h is at position core_value(lane, h, k).
   __device__ __forceinline__ Sums out(const Sums& spectrum) const {
-    const Factor z = float16_factor(spectrum);
+    const Factor<kTerms> factor = float16_factor<kTerms>(spectrum);
     Sums sums, values;
-    transform_columns<true>(dft_, z.re.x, z.re.z, z.im.x, z.im.z, sums.re[0], sums.im[0]);
-    transform_columns<true>(dft_, z.re.y, z.re.w, z.im.y, z.im.w, sums.re[1], sums.im[1]);
+    SURM_UNROLL
+    for (int term = 0; term < kTerms; ++term) {
+      const uint4 &re = factor.re[term], &im = factor.im[term];
+      transform_columns<true>(dft_, re.x, re.z, im.x, im.z, sums.re[0], sums.im[0]);
+      transform_columns<true>(dft_, re.y, re.w, im.y, im.w, sums.re[1], sums.im[1]);
+    }
     turn_inner<true>(sums);
-    transform_rows<true>(float16_factor(sums), dft_, values);
+    transform_rows<true>(float16_factor<kTerms>(sums), dft_, values);
     return values;
   }
 
   // Values on their way out to their row.
-  __device__ __forceinline__ void store(const Sums& values, const Planes<kRadix>& planes, int row) const {
+  __device__ __forceinline__ void store(const Sums& values, const Planes<kRadix, kTerms>& planes, int row) const {
     const int g = row_of_lane(lane_), t = pair_of_lane(lane_);
     SURM_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const auto words = [](const float (&sums)[4]) {
-        return Words{float16_pair(sums[0], sums[1]), float16_pair(sums[2], sums[3])};
-      };
-      planes.store(row, 16 * half + 8 * (t >> 1) + exchanged(g), t & 1, words(values.re[half]), words(values.im[half]));
+      Words re[kTerms], im[kTerms];
+      float16_terms(values.re[half], re);
+      float16_terms(values.im[half], im);
+      planes.store(row, 16 * half + 8 * (t >> 1) + exchanged(g), t & 1, re, im);
     }
   }
 

@@ -19,7 +19,7 @@ ROUNDINGS_FACTORS = {
     4: 2.1,
 }  # rounded more often: they add as their squares
 
-TENSOR_CORES_FACTOR = 1.2  # the same of bfloat16 on a GPU, which transforms on tensor cores where they serve
+TENSOR_CORES_FACTOR = 1.2  # the same on a GPU, which transforms on tensor cores where they serve
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def error(got: Tensor, exact: Tensor) -> float:
 def factor(dtype: torch.dtype, device_type: str, roundings: int = 1) -> float:
     """What is allowed of a result in 16 bits, as a multiple of the error of rounding the exact answer."""
     precise = device_type != "cuda" or _environment.read("SURM_KERNELS_GPU_PRECISION") == "float32"
-    if precise or dtype != torch.bfloat16:
+    if precise or dtype.itemsize != 2:
         return ROUNDINGS_FACTORS[roundings]
     return max(ROUNDINGS_FACTORS[roundings], TENSOR_CORES_FACTOR)
 

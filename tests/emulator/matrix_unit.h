@@ -66,6 +66,11 @@ void multiply_add(float (&sums)[4], const uint4& left, uint32_t right0, uint32_t
   }
 }
 
+inline void multiply_add(float (&sums)[4], uint32_t left0, uint32_t left1, uint32_t right,
+                         const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  multiply_add<false>(sums, uint4{left0, left1, 0, 0}, right, 0, file, line);
+}
+
 template <int kCount, bool kTransposed>
 void load_matrices(Shared<const uint4> row, uint32_t (&words)[kCount], const char* file = __builtin_FILE(),
                    int line = __builtin_LINE()) {
@@ -95,6 +100,13 @@ inline uint32_t bfloat16_pair(float first, float second) {
 inline uint32_t multiply_bfloat16(uint32_t a, uint32_t b) {
   const auto product = [&](int i) { return emulator::part_as_float<true>(a, i) * emulator::part_as_float<true>(b, i); };
   return bfloat16_pair(product(0), product(1));
+}
+
+inline uint32_t multiply_float16(uint32_t a, uint32_t b) {
+  const auto product = [&](int i) {
+    return emulator::part_as_float<false>(a, i) * emulator::part_as_float<false>(b, i);
+  };
+  return float16_pair(product(0), product(1));
 }
 
 }  // namespace surm::cuda

@@ -139,7 +139,7 @@ __global__ void meet_in_warps(int missing) {
 
 // y = a b for a 16 × 16 and b 16 × 8 of 16 bits, the sums in float32: both go through shared memory, row by row, a to
 // be a left factor as it lies, b to be a right one transposed.
-enum Layout { kAsItIs, kTransposedLeft, kSwappedWords, kNoBarrier };
+enum Layout { kAsItIs, kTransposedLeft, kSwappedWords, kNoBarrier, kInHalves };
 
 template <bool kBFloat16, Layout kLayout>
 __global__ void __launch_bounds__(32) multiply(const uint4* a, const uint4* b, float* y) {
@@ -154,7 +154,12 @@ __global__ void __launch_bounds__(32) multiply(const uint4* a, const uint4* b, f
   uint4 all{words[0], words[1], words[2], words[3]};
   if (kLayout == kSwappedWords) all = uint4{words[0], words[2], words[1], words[3]};
   float sums[4] = {};
-  surm::cuda::multiply_add<kBFloat16>(sums, all, factor[0], factor[1]);
+  if (kLayout == kInHalves) {
+    surm::cuda::multiply_add(sums, all.x, all.y, factor[0]);
+    surm::cuda::multiply_add(sums, all.z, all.w, factor[1]);
+  } else {
+    surm::cuda::multiply_add<kBFloat16>(sums, all, factor[0], factor[1]);
+  }
   for (int k = 0; k < 4; ++k) y[(lane / 4 + k / 2 * 8) * 8 + lane % 4 * 2 + k % 2] = sums[k];
 }
 
@@ -238,6 +243,7 @@ PYBIND11_MODULE(planted_kernels, m) {
         [](int threads, int missing) { launch(meet_in_warps, dim3(1), threads, 0, nullptr, missing); });
   m.def("multiply_float16", &multiplied<false, kAsItIs>);
   m.def("multiply_bfloat16", &multiplied<true, kAsItIs>);
+  m.def("multiply_in_halves", &multiplied<false, kInHalves>);
   m.def("multiply_with_transposed_factor", &multiplied<false, kTransposedLeft>);
   m.def("multiply_with_swapped_words", &multiplied<false, kSwappedWords>);
   m.def("multiply_without_barrier", &multiplied<false, kNoBarrier>);
@@ -250,6 +256,7 @@ PYBIND11_MODULE(planted_kernels, m) {
   m.def("float16_pair", &surm::cuda::float16_pair);
   m.def("bfloat16_pair", &surm::cuda::bfloat16_pair);
   m.def("multiply_pair", &surm::cuda::multiply_bfloat16);
+  m.def("multiply_pair_float16", &surm::cuda::multiply_float16);
   m.def("launch", &launch_nothing);
   m.def("launch_new", &launch_new);
   m.def("start_new", &start_new);

@@ -204,6 +204,12 @@ def test_the_matrix_unit_multiplies_both_types() -> None:
     assert np.array_equal(y, a @ b)
 
 
+def test_the_matrix_unit_multiplies_eight_columns_alone() -> None:
+    a, b, y = factors()
+    kernels.multiply_in_halves(a.astype(np.float16), b.astype(np.float16), y)
+    assert np.array_equal(y, a @ b)
+
+
 @pytest.mark.parametrize("kernel", ["multiply_with_transposed_factor", "multiply_with_swapped_words"])
 def test_a_factor_laid_out_wrongly_gives_another_product(kernel: str) -> None:
     a, b, y = factors()
@@ -237,6 +243,7 @@ def test_words_of_two_values_have_the_first_one_below() -> None:
     assert kernels.float16_pair(1.0, -2.0) == 0xC0003C00
     assert kernels.bfloat16_pair(1.0, -2.0) == 0xC0003F80
     assert kernels.multiply_pair(0x3F80C000, 0x40003F80) == 0x4000C000  # (-2, 1) times (1, 2)
+    assert kernels.multiply_pair_float16(0x3C00C000, 0x40003C00) == 0x4000C000
 
 
 @pytest.mark.parametrize(

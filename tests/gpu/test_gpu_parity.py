@@ -17,6 +17,7 @@ from tests import test_grid as parity
 from tests.gpu import DEVICE, MISSING, moved
 from tests.grids import DTYPES, Grid, grid_of, grids_in_turns
 from tests.tensor_cores import DRAWS, FILLING, KINDS, TWISTED, Draw, assert_contract, drawn
+from tests.tensor_cores import DTYPES as TENSOR_DTYPES
 from tests.test_grid import SCALE
 from tests.test_ldr import exact_results
 from tests.test_structure_gradients import WITH_TYPE, assert_gradients, exact_gradients, joined, tokens_of
@@ -296,13 +297,18 @@ def test_a_compiled_training_step_is_the_eager_one(name: str) -> None:
         assert oracle.error(a, b.double()) <= oracle.FLOAT32_TOLERANCE
 
 
-@cases("block, kind", [*in_turns(FILLING, list(KINDS)), *zip(TWISTED, 2 * list(KINDS), strict=True)])
+TENSOR_BLOCKS = (
+    *((*block, dtype) for block in FILLING for dtype in TENSOR_DTYPES),
+    *((*block, torch.bfloat16) for block in TWISTED),
+)
+
+
+@cases("size, of_block, dtype, kind", [(*block, list(KINDS)[turn % 3]) for turn, block in enumerate(TENSOR_BLOCKS)])
 def test_transforms_on_tensor_cores_keep_their_contract(
-    block: tuple[int, int], kind: str, monkeypatch: pytest.MonkeyPatch
+    size: int, of_block: int, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SURM_KERNELS_GPU_PRECISION")
-    size, of_block = block
-    draws = [drawn(size, 3 if REHEARSED else 129, kind, of_block) for _ in range(DRAWS)]
+    draws = [drawn(size, 3 if REHEARSED else 129, kind, of_block, dtype) for _ in range(DRAWS)]
 
     def results(draw: Draw) -> list[Tensor]:
         c, x, g = moved(draw.c[None, None, None], draw.x, draw.g)
