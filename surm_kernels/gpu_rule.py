@@ -7,7 +7,7 @@ and `kronecker`; not in float64. Where both could serve:
 1. few tokens (less than FEW_TOKENS) go to CUDA C++, since a tile of Triton's has 16 and a launch more to do;
 2. else blocks up to a size go to Triton, which takes 2 m n operations a token on tensor cores against a transform that
    is bound by memory; that size is in `Crossovers`, for each type and for the pullbacks of large grids;
-3. larger blocks go to CUDA C++, which transforms a single one in bfloat16 on tensor cores, if it is no Hankel block and
+3. larger blocks go to CUDA C++, which transforms a single block in bfloat16 on tensor cores, if it is no Hankel one and
    takes a transform of 256 times 1 to 16 or an even number to 32: by count in one to two times the time of a copy, a
    Toeplitz block in twice that. In float16 it does so for 256 times 1, 2, 3, 4, 8, 16 or 32, in half as much more. 256
    is where a matrix product is as fast as a copy;
