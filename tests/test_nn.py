@@ -188,6 +188,15 @@ def test_layers_have_the_derivatives_of_their_structures_with_few_nodes_in_the_g
                 oracle.assert_close(one.detach(), other.detach())
 
 
+def test_a_frozen_layer_has_the_gradient_of_x_by_one_product() -> None:
+    layer = make("circulant").requires_grad_(False)
+    x = torch.randn(3, layer.in_features, requires_grad=True)
+    y = layer(x)
+    assert y.grad_fn.name() != "AdaptedBackward"
+    y.backward(torch.ones_like(y))
+    oracle.assert_close(x.grad, torch.ones_like(y).double() @ layer.weight.double())
+
+
 def test_repr_shows_sizes_blocks_and_bias() -> None:
     assert repr(CirculantLinear(12, 8)) == "CirculantLinear(in_features=12, out_features=8, bias=True)"
     assert repr(BlockCirculantLinear(12, 8, bias=False, block_size=4)) == (

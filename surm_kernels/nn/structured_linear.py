@@ -67,13 +67,15 @@ class StructuredLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        parameters, bias = self.structured_parameters(), self.bias
-        if not (_is_plain(input, self.in_features, bias, parameters) and self.structure.by_formula):
+        parameters, bias, recording = self.structured_parameters(), self.bias, torch.is_grad_enabled()
+        plain = _is_plain(input, self.in_features, bias, parameters) and self.structure.by_formula
+        # The gradient of x alone is shorter by the structure's own product.
+        if not plain or (recording and not any(parameter.requires_grad for parameter in parameters)):
             return self.structure.linear(input, *parameters, base=bias)
         # One node in the graph: every view of x, parameters or result would be another.
         flat = input.dim() == 2
         x = input if flat else input.reshape(-1, self.in_features)
-        if torch.is_grad_enabled():
+        if recording:
             y = record(self._product, None, x, None, bias, *parameters)
         else:
             y = self._product.product(None, x, None, bias, parameters)
